@@ -1,0 +1,40 @@
+"""Which provider serves a call. The only place that asks what this machine and this installation offer.
+
+A provider is an implementation of an operator: ``torch`` (always there), ``cpp`` (host compiler) and ``cupy`` (CUDA).
+A named backend is obeyed or refused; only ``"auto"`` may choose.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._checks import check_choice
+
+__all__ = ["BACKENDS", "check_backend", "choose"]
+
+BACKENDS = ("auto", "torch", "cpp", "cupy")
+_DEVICE_OF = {"cpp": "cpu", "cupy": "cuda"}
+
+
+def check_backend(backend: str) -> None:
+    """``backend`` is a known name."""
+    check_choice("backend", backend, BACKENDS)
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """The provider that serves tensors on ``device``.
+
+    Raises:
+        ValueError: the name is unknown, or the provider does not serve that device.
+        NotImplementedError: the provider is not part of this release.
+    """
+    check_backend(backend)
+    if backend in ("auto", "torch"):
+        return "torch"
+    if device.type != _DEVICE_OF[backend]:
+        raise ValueError(
+            f"backend={backend!r} serves {_DEVICE_OF[backend]} tensors, got a tensor on {device}"
+        )
+    raise NotImplementedError(
+        f"backend={backend!r} is not part of this release: use backend='torch' or backend='auto'"
+    )

@@ -1,0 +1,71 @@
+"""``snn_fr::fixed_refractory`` as the dispatcher sees it: spikes, the gate (bool), and the state."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import torch_provider
+
+_PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider}
+
+
+@torch.library.custom_op("snn_fr::fixed_refractory", mutates_args=())
+def fixed_refractory_op(
+    drive: Tensor,
+    threshold: Tensor,
+    state: Tensor,
+    period: int,
+    scheme: str,
+    inclusive: bool,
+    kind: str,
+    alpha: float,
+    provider: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _PROVIDERS[provider].forward(drive, threshold, state, period, scheme, inclusive)
+
+
+@fixed_refractory_op.register_fake
+def _(drive: Tensor, threshold: Tensor, state: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        drive.new_empty(drive.shape),
+        drive.new_empty(drive.shape, dtype=torch.bool),
+        state.new_empty(state.shape),
+    )
+
+
+@torch.library.custom_op("snn_fr::fixed_refractory_backward", mutates_args=())
+def fixed_refractory_backward_op(
+    grad_spikes: Tensor,
+    drive: Tensor,
+    threshold: Tensor,
+    is_open: Tensor,
+    kind: str,
+    alpha: float,
+    provider: str,
+) -> tuple[Tensor, Tensor]:
+    return _PROVIDERS[provider].backward(grad_spikes, drive, threshold, is_open, kind, alpha)
+
+
+@fixed_refractory_backward_op.register_fake
+def _(grad_spikes: Tensor, drive: Tensor, threshold: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return drive.new_empty(drive.shape), threshold.new_empty(threshold.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    drive, threshold, _, _, _, _, ctx.kind, ctx.alpha, ctx.provider = inputs
+    ctx.save_for_backward(drive, threshold, output[1])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx: Any, grad_spikes: Tensor, *unused: Any) -> tuple[Any, ...]:
+    grad_drive, grad_threshold = fixed_refractory_backward_op(
+        grad_spikes, *ctx.saved_tensors, ctx.kind, ctx.alpha, ctx.provider
+    )
+    return grad_drive, grad_threshold if ctx.needs_input_grad[1] else None, *([None] * 7)
+
+
+fixed_refractory_op.register_autograd(_backward, setup_context=_setup_context)
