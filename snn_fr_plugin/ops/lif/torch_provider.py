@@ -1,12 +1,13 @@
-"""``ops.lif`` in plain torch: a step loop over ``unbind`` views that writes in place, and a backward without a graph.
+"""``ops.lif`` in plain torch: an in-place step loop over ``unbind`` views, and a backward without a graph.
 
-Forward: only what is sequential is in the loop, each operation on its own (never addcmul), so the bits are those of
-the reference. Backward: everything but one affine recursion over time is vectorised, in blocks that stay in cache::
+Forward: only what is sequential is in the loop, each operation on its own (never addcmul), so the bits are
+those of the reference. Backward: everything but one affine recursion over time is vectorised, in blocks that
+stay in cache::
 
     Gh_t = w_t * (gm_t + c_t) + gs_t * q_t + gh_t        c_{t-1} = k_t * Gh_t
 
-with q the gated surrogate derivative, w = dv/dh + dv/ds q, k = dh_t/dv_{t-1}, and gs, gm, gh the cotangents of spikes,
-membrane and charged.
+with q the gated surrogate derivative, w = dv/dh + dv/ds q, k = dh_t/dv_{t-1}, and gs, gm, gh the cotangents
+of spikes, membrane and charged.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _crosses(v: Tensor, threshold: Tensor, mode: Mode) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """The forward pass replayed for some consecutive steps, each [steps, N, *] (or ``None`` where it has no part)."""
+    """The forward pass replayed for consecutive steps, each [steps, N, *] (``None``: it has no part)."""
 
     h: Tensor  # charged membrane
     s: Tensor  # bool, spikes

@@ -1,12 +1,12 @@
-"""``ops.diagonal_ssm`` in plain torch: two-level Vandermonde products and FFT convolution; a recurrence for one step.
+"""``ops.diagonal_ssm`` in plain torch: two-level Vandermonde and FFT convolution; one step as a recurrence.
 
 Everything rests on two maps that are each other's adjoint, for powers A^t, t = 0..T-1::
 
     taps(c)_t = Re sum_n c_n A_n^t        [*, H, n] -> [*, H, T]
     poly(g)_n = sum_t g_t A_n^t           [*, H, T] -> [*, H, n]
 
-With t = kB + j and B about sqrt(T), both are one real batched matrix product with inner size 2n or B, and no tensor
-[H, n, T] is ever built.
+With t = kB + j and B about sqrt(T), both are one real batched matrix product with inner size 2n or B, and no
+tensor [H, n, T] is ever built.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def backward(
     state: Tensor,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, A_bar, C_bar, D and the initial state (complex ones in torch's convention, dL/dRe + i dL/dIm)."""
+    """Gradients of x, A_bar, C_bar, D and the initial state.
+
+    Complex gradients follow torch's convention, dL/dRe + i dL/dIm.
+    """
     grad_A, grad_C = torch.zeros_like(A_bar), torch.zeros_like(C_bar)
     grad_D, grad_start = torch.zeros_like(D), torch.zeros_like(state)
     if x.shape[0] == 0:
@@ -148,7 +151,7 @@ def _geometric(ratio: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _channel_matmul(left: Tensor, right: Tensor) -> Tensor:
-    """[*, H, a, b] @ [H, b, c] with the leading dimension, if any, folded into the rows of one product per channel."""
+    """[*, H, a, b] @ [H, b, c], a leading dimension folded into the rows of one product per channel."""
     if left.dim() == 3:
         return torch.bmm(left, right)
     batch, channels, rows, _ = left.shape
