@@ -1,8 +1,7 @@
-"""Every test runs with fresh memory poisoned: an output that a kernel leaves unwritten becomes NaN and shows."""
+"""Every test runs with fresh memory poisoned: an output left unwritten becomes NaN and shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,14 +28,12 @@ def _poison(make: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fill what ``torch.empty`` and its kin return. Off under ``torch.compile``, which traces these calls."""
-    if request.node.get_closest_marker("compiles") is None:
-        for name in _FRESH:
-            monkeypatch.setattr(torch, name, _poison(getattr(torch, name)))
-        for name in _FRESH_METHODS:
-            monkeypatch.setattr(torch.Tensor, name, _poison(getattr(torch.Tensor, name)))
-    yield
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what ``torch.empty`` and its kin return (fake tensors apart: they have no memory)."""
+    for name in _FRESH:
+        monkeypatch.setattr(torch, name, _poison(getattr(torch, name)))
+    for name in _FRESH_METHODS:
+        monkeypatch.setattr(torch.Tensor, name, _poison(getattr(torch.Tensor, name)))
 
 
 @pytest.fixture(autouse=True)

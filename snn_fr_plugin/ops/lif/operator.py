@@ -130,9 +130,13 @@ def lif_backward_op(
     mode = Mode(
         charge, reset, period, v_reset, reset_delay, ignore, inclusive, detach_reset, gated, kind, alpha
     )
+    # autograd may hand a zero-size gradient to an output that was not asked for
+    cotangents = (
+        g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
+    )
     return _PROVIDERS[provider].backward(
-        grad_spikes, grad_membrane, grad_charged, grad_v, x, v0, refractory0, decay, threshold, magnitude,
-        spikes, charged, is_open, checkpoints, mode, need_decay, need_threshold, need_magnitude,
+        *cotangents, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes, charged, is_open,
+        checkpoints, mode, need_decay, need_threshold, need_magnitude,
     )  # fmt: skip
 
 

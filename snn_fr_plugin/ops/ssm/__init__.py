@@ -85,8 +85,8 @@ def diagonal_ssm(
         x,
         A_bar,
         C_bar,
-        torch.empty(0, dtype=dtype, device=x.device) if D is None else D,
-        torch.empty(0, dtype=_COMPLEX[dtype], device=x.device) if state is None else state,
+        torch.zeros(0, dtype=dtype, device=x.device) if D is None else D,
+        torch.zeros(0, dtype=_COMPLEX[dtype], device=x.device) if state is None else state,
     )
     save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     y, final, _ = diagonal_ssm_op(*tensors, save, provider)
