@@ -24,9 +24,10 @@ ADAPTERS = ROOT / "integrations"
 
 # a layer may import from the layers to its right, and from itself
 LAYERS = {
-    "systems": {"memory", "spiking", "ops", "surrogate", "discretize", "_checks"},
-    "memory": {"ops", "surrogate", "discretize", "_checks"},
-    "spiking": {"ops", "surrogate", "discretize", "_checks"},
+    "systems": {"memory", "spiking", "ops", "surrogate", "discretize", "_module", "_checks"},
+    "memory": {"ops", "surrogate", "discretize", "_module", "_checks"},
+    "spiking": {"ops", "surrogate", "discretize", "_module", "_checks"},
+    "_module": {"ops", "surrogate", "_checks"},
     "ops": {"surrogate", "_checks"},
     "discretize": {"_checks"},
     "surrogate": {"_checks"},

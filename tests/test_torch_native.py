@@ -57,7 +57,8 @@ def test_opcheck_lif(monkeypatch: pytest.MonkeyPatch, with_state: bool, per_neur
     outputs = lif_op(*args)
     backward = (
         torch.randn(5, 2, 3), None, None, torch.randn(2, 3), *(a.detach() for a in args[:6]),
-        outputs[0].detach(), outputs[2].detach(), outputs[3], outputs[6], *args[6:17], True, True, True, "torch",
+        outputs[0].detach(), outputs[2].detach(), outputs[3], outputs[6],
+        *args[6:17], True, True, True, "torch",
     )  # fmt: skip
     torch.library.opcheck(lif_backward_op, backward)
 

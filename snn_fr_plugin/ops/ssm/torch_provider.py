@@ -8,7 +8,7 @@ Everything rests on two maps that are each other's adjoint, for powers A^t, t = 
 With t = kB + j and B about sqrt(T), both are one real batched matrix product with inner size 2n or B, and no
 tensor [H, n, T] is ever built.
 
-Conjugates are physical: inside a custom operator the lazy ones of ``conj()`` lose their bit under AOT dispatch.
+Conjugates are physical: inside a custom operator a lazy ``conj()`` loses its bit under AOT dispatch.
 """
 
 from __future__ import annotations
