@@ -1,7 +1,7 @@
-"""What every benchmark shares: interleaved rounds, medians, ratios to a copy, and a table that names the machine.
+"""What every benchmark shares: interleaved rounds, medians, ratios to a copy, the machine's name.
 
-Absolute times drift with the machine; ratios of one run do not. So all rows of a table run in turn, round by round,
-and a same-size ``copy_`` is one of them.
+Absolute times drift with the machine; ratios of one run do not. So all rows of a table run in turn, round by
+round, and a same-size ``copy_`` is one of them.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def machine() -> dict[str, str]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
+        lines = info.read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         cpu = f"{names[0]} ({len(names)} visible)" if names else cpu
     return {
         "python": platform.python_version(),
@@ -83,9 +82,8 @@ def report(title: str, rows: list[Row], elements: int, copy: Row) -> dict[str, A
             "rounds": len(row.seconds),
         }
         table.append(entry)
-        print(
-            f"{row.name:{width}}  {entry['ms']:9.3f}  {entry['ns_per_element']:10.3f}  {entry['times_copy']:8.1f}"
-        )
+        timing = f"{entry['ms']:9.3f}  {entry['ns_per_element']:10.3f}  {entry['times_copy']:8.1f}"
+        print(f"{row.name:{width}}  {timing}")
     return {"title": title, "elements": elements, "rows": table}
 
 

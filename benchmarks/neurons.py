@@ -18,7 +18,7 @@ from snn_fr_plugin.integrations.spikingjelly.neuron import FRLIFNode
 
 
 def leaky_loop(x: Tensor, *, unbind: bool) -> Tensor:
-    """snnTorch's Leaky stepped through a sequence, over ``unbind`` views or, as in its tutorials, ``x[t]``."""
+    """snnTorch's Leaky step by step: over ``unbind`` views or, as in its tutorials, ``x[t]``."""
     layer, mem, spikes = snntorch.Leaky(beta=0.9), torch.zeros_like(x[0]), []
     for x_t in x.unbind(0) if unbind else (x[t] for t in range(len(x))):
         spike, mem = layer(x_t, mem)
