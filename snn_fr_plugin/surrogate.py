@@ -65,7 +65,7 @@ class _Spike(torch.autograd.Function):
     """Heaviside forward, surrogate backward."""
 
     @staticmethod
-    def forward(x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:
         return (x >= 0 if inclusive else x > 0).to(x.dtype)
 
     @staticmethod
@@ -74,7 +74,7 @@ class _Spike(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return grad * derivative(ctx.kind, x, ctx.alpha), None, None, None
 

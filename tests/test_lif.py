@@ -359,6 +359,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reset_magnitude": torch.zeros(2)}, ValueError, "reset_magnitude must broadcast"),
     ({"reset_delay": 1}, TypeError, "reset_delay must be a bool, got 1"),
     ({"surrogate": "atan"}, TypeError, "surrogate must be callable, got str"),
+    ({"state": torch.zeros(2, 2, 4)}, TypeError, r"state must be LIFState\(v, refractory\), got Tensor"),
     (
         {"state": (torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.int32))},
         ValueError,

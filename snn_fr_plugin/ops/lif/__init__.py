@@ -158,6 +158,8 @@ def lif(
     else:
         magnitude = parameter("reset_magnitude", reset_magnitude, shape, dtype, x.device)
     if state is not None:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise TypeError(f"state must be LIFState(v, refractory), got {type(state).__name__}")
         v, refractory = state
         check_state("state.v", v, shape, dtype, x.device)
         check_state("state.refractory", refractory, shape, torch.int32, x.device)
@@ -167,39 +169,26 @@ def lif(
         refractory = torch.zeros(shape, dtype=torch.int32, device=x.device)
         gated = refractory_period > 0
 
-    fused = isinstance(surrogate, Surrogate)
     immediate = reset != "none" and not reset_delay
+    fused = isinstance(surrogate, Surrogate)
     if not fused and immediate and not detach_reset:
         spikes, membrane, final = _reference(
             x, beta, threshold, tau=tau, decay_input=decay_input, refractory_period=refractory_period,
             reset=reset, reset_magnitude=magnitude, v_reset=v_reset, refractory_input=refractory_input,
-            inclusive=inclusive, surrogate=surrogate, state=None if state is None else (v, refractory),
+            inclusive=inclusive, surrogate=surrogate, state=(v, refractory),
         )  # fmt: skip
         return spikes, membrane if return_membrane else None, LIFState(*final)
 
-    tensors = (x, v, decay, threshold, magnitude)
+    # where no reset follows the spike in its own step, the membrane v_t is the charged one, h_t
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, decay, threshold, magnitude))
     spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
-        *tensors[:2],
-        refractory,
-        *tensors[2:],
-        charge,
-        reset,
-        refractory_period,
-        float(v_reset),
-        reset_delay,
-        refractory_input == "ignore",
-        inclusive,
-        detach_reset,
-        gated,
+        x, v, refractory, decay, threshold, magnitude, charge, reset, refractory_period, float(v_reset),
+        reset_delay, refractory_input == "ignore", inclusive, detach_reset, gated,
         surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
         surrogate.alpha if isinstance(surrogate, Surrogate) else 0.0,
-        return_membrane and immediate,
-        not fused or (return_membrane and not immediate),
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-        provider,
-    )
+        return_membrane and immediate, not fused or (return_membrane and not immediate), save, provider,
+    )  # fmt: skip
     if not fused:
         spikes = (surrogate(charged - threshold) * is_open).to(x.dtype)
-    if not return_membrane:
-        return spikes, None, LIFState(v, refractory)
-    return spikes, membrane if immediate else charged, LIFState(v, refractory)
+    returned = membrane if immediate else charged
+    return spikes, returned if return_membrane else None, LIFState(v, refractory)
