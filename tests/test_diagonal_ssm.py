@@ -211,3 +211,11 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     matrix = torch.zeros(4, 2, dtype=torch.complex64)
     with pytest.raises(error, match=message):
         diagonal_ssm(**{"x": torch.zeros(3, 2, 4), "A_bar": matrix, "C_bar": matrix, **change})
+
+
+def test_empty_batch() -> None:
+    system: dict[str, Any] = _system(7, 0, 3, 4, feed_through=True, with_state=True)
+    y, h = diagonal_ssm(**system)
+    assert y.shape == (7, 0, 3) and h.shape == (0, 3, 4)
+    y.sum().backward()
+    assert not system["A_bar"].grad.any()

@@ -394,3 +394,17 @@ def test_state_is_a_named_tuple() -> None:
     assert isinstance(state, LIFState)
     assert state.refractory.tolist() == [0, 0] or state.refractory.dtype == torch.int32
     assert state.v.tolist() == [4.0, 4.0]
+
+
+def test_graded_surrogate_counts_crossings() -> None:
+    """A foreign surrogate whose values are not binary: the counter follows the threshold, not the value."""
+    x = torch.randn(30, 4) + 0.4
+    v, silent = torch.zeros(4), torch.full((4,), 9)
+    graded = lif(x, beta=0.8, refractory_period=2, reset="subtract", surrogate=torch.sigmoid)[0]
+    assert_some_spikes((graded > 0).float())
+    for x_t, s_t in zip(x, graded, strict=True):
+        h = 0.8 * v + x_t
+        is_open = silent > 2
+        assert torch.equal(s_t, torch.sigmoid(h - 1) * is_open)
+        v = h - s_t
+        silent = torch.where((h >= 1) & is_open, 1, silent + 1)

@@ -3,3 +3,7 @@
 ``neuron``: ``FRIFNode``, ``FRLIFNode``, ``FRParametricLIFNode`` (``neuron.BaseNode``).
 ``layer``: ``SpikingFRSSM``, ``SpikingPSSM`` (``base.MemoryModule``).
 """
+
+from snn_fr_plugin.integrations.spikingjelly import layer, neuron
+
+__all__ = ["layer", "neuron"]

@@ -32,7 +32,11 @@ _States = tuple[Any, ...]
 
 def as_float(name: str, value: Any) -> float:
     """``value`` as a Python float: SpikingJelly's base class asserts that it is one."""
-    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype.is_floating_point:
+    if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
+        if value.requires_grad:
+            raise TypeError(
+                f"{name} must be a float, which cannot be learned, got a tensor that requires grad"
+            )
         return float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a float, got {value!r} of type {type(value).__name__}")
@@ -58,9 +62,10 @@ def materialize(
 
 
 class Memories:
-    """Mixin of the memory modules: ``backend``, and copies that leave the autograd graph behind."""
+    """Mixin of the memory modules: ``backend``, states that keep their dtype, copies that leave the graph."""
 
     _backend: str
+    _memories: dict[str, Any]
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
@@ -76,9 +81,29 @@ class Memories:
     def backend(self, value: str) -> None:
         check_backend(value)
         self._backend = value
+        parts: Any = self
+        for part in parts.children():
+            for module in part.modules():
+                if hasattr(module, "backend"):
+                    module.backend = value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> Any:
+        """Parameters change device and dtype; a state follows to the device and keeps its dtype."""
+        memories = self._memories
+        self._memories = {}
+        try:
+            module = super()._apply(fn)  # type: ignore[misc]
+        finally:
+            self._memories = memories
+        for name, value in memories.items():
+            if isinstance(value, Tensor):
+                memories[name] = value.to(fn(value.new_zeros((), dtype=torch.float32)).device)
+        return module
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__().copy()  # type: ignore[misc]
+        """Copies and pickles keep the values of the states, not the graph they came from."""
+        module: Any = super()
+        state: dict[str, Any] = dict(module.__getstate__())
         state["_memories"] = {name: _detached(value) for name, value in state["_memories"].items()}
         if "v_seq" in state:
             state["v_seq"] = _detached(state["v_seq"])
@@ -94,6 +119,9 @@ class FRNode(Memories, BaseNode):
 
     A subclass gives its charge by ``_charge``; threshold, reset and refractory period are the same for all.
     """
+
+    v: float | Tensor
+    refractory: int | Tensor
 
     def __init__(
         self,
@@ -160,7 +188,8 @@ class FRNode(Memories, BaseNode):
     ) -> tuple[tuple[Tensor, ...], _States]:
         """One step [N, *] as a pure function of ``states``, (v, refractory)."""
         spikes, _, final = self._run(inputs[0].unsqueeze(0), states, False)
-        return (spikes[0],), (*final, *states[2:])
+        # no view: a recurrent container keeps it as a memory, and detaches it in place
+        return (spikes[0].clone(),), (*final, *states[2:])
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: _States, **kwargs: Any

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from snn_fr_plugin.ops._providers import BACKENDS
 
 try:
     from spikingjelly.activation_based import base, neuron
 except ModuleNotFoundError as error:
     raise ImportError(
-        "snn_fr_plugin.integrations.spikingjelly needs SpikingJelly: pip install 'snn-fr-plugin[spikingjelly]'"
+        "snn_fr_plugin.integrations.spikingjelly needs SpikingJelly: "
+        "pip install 'snn-fr-plugin[spikingjelly]'"
     ) from error
 
-__all__ = ["BaseNode", "MemoryModule", "lif_charge", "trailing_arguments"]
+__all__ = ["BaseNode", "MemoryModule", "let_set_backend", "lif_charge", "trailing_arguments"]
 
 _FUNCTIONAL = hasattr(base.MemoryModule, "functional_forward")  # 2.0
 
@@ -61,9 +64,27 @@ def trailing_arguments(given: tuple[Any, ...], backend: str, store_v_seq: bool) 
     """
     names = ("store_v_seq",) if _FUNCTIONAL else ("backend", "store_v_seq")
     if len(given) > len(names):
-        raise TypeError(f"expected at most {names} after step_mode as positional arguments, got {given!r}")
-    values = dict(zip(names, given, strict=False))
-    return values.get("backend", backend), values.get("store_v_seq", store_v_seq)
+        raise TypeError(f"expected at most {', '.join(names)} behind step_mode by position, got {given!r}")
+    by_name: dict[str, Any] = {"backend": backend, "store_v_seq": store_v_seq}
+    by_position = dict(zip(names, given, strict=False))
+    for name, default in (("backend", "auto"), ("store_v_seq", False)):
+        if name in by_position and by_name[name] != default:
+            raise TypeError(
+                f"got multiple values for argument {name!r}: {by_position[name]!r}, {by_name[name]!r}"
+            )
+    values = by_name | by_position
+    return values["backend"], values["store_v_seq"]
+
+
+def let_set_backend(part: nn.Module) -> None:
+    """Let ``functional.set_backend`` of 0.0.0.0.14 walk over the modules of the core.
+
+    It asks every module that has a ``backend`` for its ``supported_backends``.
+    """
+    if not _FUNCTIONAL:
+        for module in part.modules():
+            if hasattr(module, "backend"):
+                module.supported_backends = BACKENDS  # type: ignore[assignment]
 
 
 def lif_charge(tau: float, decay_input: bool, v_reset: float | None, training: bool) -> dict[str, Any]:

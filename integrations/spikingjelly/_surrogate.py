@@ -1,4 +1,4 @@
-"""SpikingJelly's surrogate modules under the names of ``snn_fr_plugin.surrogate``, which the operators fuse."""
+"""SpikingJelly's surrogate modules as those of ``snn_fr_plugin.surrogate``, which the operators fuse."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class FRIFNode(FRNode):
         V[t] = v_reset where S[t] else H[t]           v_reset=None: H[t] - v_threshold * S[t]
         refractory[t] = R where S[t] else max(refractory[t-1] - 1, 0)
 
-    Two memories: ``v`` (float32, float64 for float64 input, also where the input is half precision) and
+    Two memories: ``v`` (float32 for half input too, where SpikingJelly keeps half; float64 for float64) and
     ``refractory`` (int32, the steps left). Both restart when the shape of the input changes.
 
     Args:

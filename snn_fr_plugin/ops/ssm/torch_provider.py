@@ -29,7 +29,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, final state, checkpoints."""
     checkpoints = A_bar.real.new_empty(0)
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         start = state.clone() if state.numel() else A_bar.new_zeros((*x.shape[1:], A_bar.shape[-1]))
         return torch.empty_like(x, memory_format=torch.contiguous_format), start, checkpoints
     if x.shape[0] == 1:
@@ -62,7 +62,7 @@ def backward(
     """
     grad_A, grad_C = torch.zeros_like(A_bar), torch.zeros_like(C_bar)
     grad_D, grad_start = torch.zeros_like(D), torch.zeros_like(state)
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         if grad_state is not None and state.numel():
             grad_start = grad_state.clone()
         return torch.empty_like(x, memory_format=torch.contiguous_format), grad_A, grad_C, grad_D, grad_start
