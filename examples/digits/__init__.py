@@ -1,0 +1,1 @@
+"""The parts of ``sequential_digits.py``: data, models, training, figure."""
