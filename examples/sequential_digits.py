@@ -209,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UsageError, training.CheckpointError, training.DivergedError) as error:
         raise SystemExit(f"sequential_digits.py: error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted: the same command with --resume continues here") from None
+        can_go_on = any((options.out_dir / name / training.LATEST).exists() for name in options.model)
+        then = "the same command with --resume continues here" if can_go_on else "nothing was saved yet"
+        raise SystemExit(f"\ninterrupted: {then}") from None
     print(f"\n{table(results)}\n")
     split = f"{options.split} split {'/'.join(map(str, data.SPLIT_SIZES))}"
     print(f"{options.framework}, {split}, R = {options.refractory_period}, seed {options.seed}.")

@@ -247,6 +247,12 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.usefixtures("few_digits", "no_figure")
+def test_interrupted_before_anything_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_save", Interrupt("checkpoint_max.pth", 0))
+    assert refused(tmp_path) == "\ninterrupted: nothing was saved yet"
+
+
+@pytest.mark.usefixtures("few_digits", "no_figure")
 def test_resuming_what_is_finished_only_tests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--model", "pssm", "--epochs", "1")
     expected = run(tmp_path, *arguments)

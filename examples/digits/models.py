@@ -56,7 +56,7 @@ class SnnTorch:
 
     note = (
         "LIF is FRLeaky(refractory_period=0, multistep=True): snnTorch's Leaky to the last bit, without its "
-        "loop over time"
+        "loop, one learned decay a neuron"
     )
 
     def __init__(self, refractory_period: int, backend: str) -> None:
@@ -104,8 +104,8 @@ class SpikingJelly:
     """SpikingJelly: ``step_mode="m"``, and modules keep their state until ``functional.reset_net``."""
 
     note = (
-        "LIF is FRParametricLIFNode(refractory_period=0, step_mode='m'): SpikingJelly's ParametricLIFNode up "
-        "to rounding, without its loop over time"
+        "LIF is FRParametricLIFNode(refractory_period=0): SpikingJelly's ParametricLIFNode up to rounding, "
+        "one learned decay for a layer"
     )
 
     def __init__(self, refractory_period: int, backend: str) -> None:
