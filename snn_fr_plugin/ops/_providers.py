@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .._checks import check_choice
+from . import _compile
 
 __all__ = ["BACKENDS", "check_backend", "choose"]
 
@@ -26,6 +27,7 @@ def choose(backend: str, device: torch.device) -> str:
 
     Raises:
         ValueError: the name is unknown, or the provider does not serve that device.
+        CompilerError: ``backend="cpp"`` and no C++ compiler works here; the message says what to install.
         NotImplementedError: the provider is not part of this release.
     """
     check_backend(backend)
@@ -35,6 +37,10 @@ def choose(backend: str, device: torch.device) -> str:
         raise ValueError(
             f"backend={backend!r} serves {_DEVICE_OF[backend]} tensors, got a tensor on {device}"
         )
+    if backend == "cpp":
+        if not _compile.available():
+            _compile.toolchain()  # raises
+        return "cpp"
     raise NotImplementedError(
         f"backend={backend!r} is not part of this release: use backend='torch' or backend='auto'"
     )

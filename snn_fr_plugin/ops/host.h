@@ -131,13 +131,13 @@ static inline const real* read_row(const half* __restrict row, real* __restrict 
 // streamed calls `finish_streaming` before it ends.
 static inline void copy_bytes(void* to, const void* from, std::size_t bytes, bool stream)
 {
-#if defined(__AVX512F__) || defined(__AVX__) || defined(__SSE2__)
+#if defined(__SSE2__)
     if (stream) {
         char* out = static_cast<char*>(to);
         const char* in = static_cast<const char*>(from);
         std::size_t head = -reinterpret_cast<std::uintptr_t>(out) & 63;
-        head = head < bytes ? head : bytes;
-        std::memcpy(out, in, head);
+        if (head > bytes) head = bytes;
+        if (head) std::memcpy(out, in, head);
         out += head, in += head, bytes -= head;
         for (; bytes >= 64; out += 64, in += 64, bytes -= 64) {
 #if defined(__AVX512F__)
@@ -152,7 +152,7 @@ static inline void copy_bytes(void* to, const void* from, std::size_t bytes, boo
                 _mm_stream_si128(reinterpret_cast<__m128i*>(out) + i, _mm_loadu_si128(line + i));
 #endif
         }
-        std::memcpy(out, in, bytes);
+        if (bytes) std::memcpy(out, in, bytes);
         return;
     }
 #endif
@@ -194,11 +194,12 @@ static inline void end_row(half* row, const real* __restrict computed, int n, bo
     }
 }
 
+// Into the second-level cache: the first is full of what is being worked on.
 template <typename element>
 static inline void prefetch_row(const element* row, int n)
 {
     const char* bytes = reinterpret_cast<const char*>(row);
-    for (std::size_t i = 0; i < n * sizeof(element); i += 64) __builtin_prefetch(bytes + i);
+    for (std::size_t i = 0; i < n * sizeof(element); i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 }  // namespace snn_fr
