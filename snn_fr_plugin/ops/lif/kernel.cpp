@@ -454,21 +454,21 @@ void run(void (*tile)(const Arguments&, index, int, bool), const Arguments& a)
 }
 
 }  // namespace
-}  // namespace snn_fr
 
-extern "C" void snn_fr_lif_forward(const snn_fr::Arguments* a)
+extern "C" void snn_fr_lif_forward(const Arguments* a)
 {
-    using namespace snn_fr;
     const index elements = a->steps * a->neurons;
     expect_writes(a->spikes, elements * sizeof(io));
     if (a->membrane) expect_writes(a->membrane, elements * sizeof(real));
     if (a->charged) expect_writes(a->charged, elements * sizeof(real));
+    if (a->checkpoints) expect_writes(a->checkpoints, (a->steps - 1) / CHUNK * 2 * a->neurons * sizeof(real));
     run(forward_tile, *a);
 }
 
-extern "C" void snn_fr_lif_backward(const snn_fr::Arguments* a)
+extern "C" void snn_fr_lif_backward(const Arguments* a)
 {
-    using namespace snn_fr;
     expect_writes(a->grad_x, a->steps * a->neurons * sizeof(io));
     run(backward_tile, *a);
 }
+
+}  // namespace snn_fr
