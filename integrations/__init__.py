@@ -1,7 +1,7 @@
-"""Adapters that make the package's neurons and layers native types of a framework: ``snntorch``, ``spikingjelly``.
+"""Adapters that make neurons and layers native types of a framework: ``snntorch``, ``spikingjelly``.
 
-Installed as ``snn_fr_plugin.integrations``. Importing the folder under another name would create a second copy of every
-class, and ``isinstance`` would fail between the copies.
+Installed as ``snn_fr_plugin.integrations``. Importing the folder under another name would create a second
+copy of every class, and ``isinstance`` would fail between the copies.
 """
 
 if __name__ != "snn_fr_plugin.integrations":

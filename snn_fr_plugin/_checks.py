@@ -98,9 +98,8 @@ def parameter(
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     own = tuple(value.shape)
-    fits = len(own) <= len(shape) and all(
-        a in (1, b) for a, b in zip(reversed(own), reversed(tuple(shape)), strict=False)
-    )
+    added = len(shape) - len(own)
+    fits = added >= 0 and all(a in (1, b) for a, b in zip(own, shape[added:], strict=True))
     if not fits:
         raise ValueError(f"{name} must broadcast to the neurons' shape {tuple(shape)}, got shape {own}")
     return value.to(device=device, dtype=dtype)

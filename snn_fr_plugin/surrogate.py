@@ -1,15 +1,16 @@
 """Surrogate gradients: what stands in for the derivative of the Heaviside step.
 
-A surrogate is a small picklable object. Called, it returns the binary spike and carries the surrogate gradient:
+A surrogate is a small picklable object. Called, it returns the binary spike and carries the gradient:
 
     s = 1[x >= 0]        (``inclusive=False``: 1[x > 0], snnTorch's convention)
     ds/dx := surrogate.derivative(x)
 
-``kind`` and ``alpha`` are all that a compiled provider needs to evaluate the derivative inside its fused step, so
-the formulas below are the specification of the C and CUDA code: a provider numbers the kinds as ``KINDS`` does.
+``kind`` and ``alpha`` are all that a compiled provider needs to evaluate the derivative inside its fused
+step, so the formulas below are the specification of the C and CUDA code: a provider numbers the kinds as
+``KINDS`` does.
 
-Any other callable (snnTorch's closures, SpikingJelly's modules, your own) is accepted wherever a surrogate is; it is
-evaluated outside the fused step.
+Any other callable (snnTorch's closures, SpikingJelly's modules, your own) is accepted wherever a surrogate
+is; it is evaluated outside the fused step.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ KINDS: tuple[str, ...] = tuple(_DERIVATIVES)
 
 
 def derivative(kind: str, x: Tensor, alpha: float) -> Tensor:
-    """Surrogate derivative of the kind at ``x`` (distance from the threshold), elementwise, in the dtype of ``x``."""
+    """Derivative of the kind at ``x`` (distance from the threshold), elementwise, in the dtype of ``x``."""
     return _DERIVATIVES[kind](x, alpha)
 
 
@@ -64,7 +65,7 @@ class _Spike(torch.autograd.Function):
     """Heaviside forward, surrogate backward."""
 
     @staticmethod
-    def forward(x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, kind: str, alpha: float, inclusive: bool) -> Tensor:
         return (x >= 0 if inclusive else x > 0).to(x.dtype)
 
     @staticmethod
@@ -73,7 +74,7 @@ class _Spike(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return grad * derivative(ctx.kind, x, ctx.alpha), None, None, None
 
@@ -127,7 +128,7 @@ class ATan(Surrogate):
 
 
 class Sigmoid(Surrogate):
-    """alpha sigmoid(alpha x) (1 - sigmoid(alpha x)). SpikingJelly's default: alpha = 4; snnTorch's slope is 25."""
+    """alpha sigmoid(alpha x) (1 - sigmoid(alpha x)). Default: SpikingJelly's; snnTorch's slope is 25."""
 
     kind = "sigmoid"
 
@@ -136,7 +137,7 @@ class Sigmoid(Surrogate):
 
 
 class FastSigmoid(Surrogate):
-    """1 / (1 + slope |x|)^2, snnTorch's ``fast_sigmoid``. The slope sits inside the square: not ``SuperSpike``."""
+    """1 / (1 + slope |x|)^2, snnTorch's ``fast_sigmoid``. The slope is squared too: not ``SuperSpike``."""
 
     kind = "fast_sigmoid"
     _argument = "slope"

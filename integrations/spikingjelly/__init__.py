@@ -1,1 +1,9 @@
-"""To be filled."""
+"""Native types for SpikingJelly, 2.0 and 0.0.0.0.14: modules named as SpikingJelly names its own.
+
+``neuron``: ``FRIFNode``, ``FRLIFNode``, ``FRParametricLIFNode`` (``neuron.BaseNode``).
+``layer``: ``SpikingFRSSM``, ``SpikingPSSM`` (``base.MemoryModule``).
+"""
+
+from snn_fr_plugin.integrations.spikingjelly import layer, neuron
+
+__all__ = ["layer", "neuron"]

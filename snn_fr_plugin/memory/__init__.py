@@ -1,1 +1,7 @@
-"""To be filled."""
+"""Memory modules: linear, without reset, holding all the history of a sequence."""
+
+from .leaky import Leaky
+from .resonator import Resonator
+from .s4d import S4D
+
+__all__ = ["S4D", "Leaky", "Resonator"]

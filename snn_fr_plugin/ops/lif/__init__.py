@@ -62,7 +62,7 @@ def lif(
     With ``open_t = (r[t-1] == 0)`` and R = ``refractory_period``::
 
         h_t = beta * v[t-1] + x_t                        "ignore": while not open, h_t = v[t-1]
-              v[t-1] + (x_t - (v[t-1] - v_reset)) / tau  with ``tau`` (SpikingJelly's charge, in this order of rounding)
+              v[t-1] + (x_t - (v[t-1] - v_reset)) / tau  with ``tau``: SpikingJelly's charge
               v[t-1] - (v[t-1] - v_reset) / tau + x_t    with ``tau`` and ``decay_input=False``
         s_t = (h_t >= threshold) and open_t              ``inclusive=False``: h_t > threshold (snnTorch)
         v_t = h_t                                        reset "none"
@@ -70,17 +70,20 @@ def lif(
               v_reset where s_t else h_t                 reset "zero"
         r_t = R where s_t else max(r[t-1] - 1, 0)
 
-    After a spike at t the next can come at t + R + 1 at the earliest. ``reset_delay=True`` is snnTorch's timing: the
-    reset of the spike at t is applied in step t + 1 ("subtract": after the charge; "zero": the old v is replaced
-    before the charge; both even when that step's input is ignored), so the membrane reported at t is the one before
-    the reset. A reset is pending when ``refractory == R`` for R > 0, when v crosses the threshold for R = 0.
+    After a spike at t the next can come at t + R + 1 at the earliest. ``reset_delay=True`` is snnTorch's
+    timing: the reset of the spike at t is applied in step t + 1 ("subtract": after the charge; "zero": the
+    old v is replaced before the charge; both even when that step's input is ignored), so the membrane
+    reported at t is the one before the reset. A reset is pending when ``refractory == R`` for R > 0, when v
+    crosses the threshold for R = 0.
 
-    Every operation is rounded on its own: float32 and float64 spikes and membranes equal a plain PyTorch loop bit for
-    bit on every provider. Running a sequence in chunks, carrying the state, equals running it whole.
+    Every operation is rounded on its own, in this order: float32 and float64 spikes and membranes equal a
+    plain PyTorch loop bit for bit on every provider. Running a sequence in chunks, carrying the state, equals
+    running it whole.
 
-    Gradient: ``ds_t/dh_t = open_t * surrogate.derivative(h_t - threshold)``; the gate itself carries none. Without
-    delay, and unless ``detach_reset``, ds enters v_t with factor ``-reset_magnitude`` or ``v_reset - h_t``; with delay
-    the reset carries no spike gradient. x, beta, tau, threshold, reset_magnitude and the initial v have gradients.
+    Gradient: ``ds_t/dh_t = open_t * surrogate.derivative(h_t - threshold)``; the gate itself carries none.
+    Without delay, and unless ``detach_reset``, ds enters v_t with factor ``-reset_magnitude`` or
+    ``v_reset - h_t``; with delay the reset carries no spike gradient. x, beta, tau, threshold,
+    reset_magnitude and the initial v have gradients.
 
     Args:
         x: input current [T, N, *], float32, float64, float16 or bfloat16. T = 0 is legal.
@@ -93,28 +96,32 @@ def lif(
         reset_magnitude: what "subtract" takes off; the threshold by default.
         v_reset: resting potential of the tau charge, and the value that "zero" resets to.
         reset_delay: apply the reset one step later (snnTorch's default).
-        refractory_input: "integrate", or "ignore": the membrane is held, neither leaking nor charged, while refractory.
+        refractory_input: "integrate", or "ignore": the membrane is held, neither leaking nor charged, while
+            refractory.
         inclusive: whether a membrane exactly at the threshold fires.
         detach_reset: no gradient through the spike of the reset.
-        surrogate: a surrogate of this package (fused), or any callable applied to ``h - threshold``. The latter is
-            evaluated outside the kernel for reset "none", delayed or detached; otherwise the reference loop serves it.
-        state: ``(v, refractory)`` of the last call, shapes ``x.shape[1:]``, v float32 (float64 for float64 input) and
-            refractory int32; ``None`` is zeros.
+        surrogate: a surrogate of this package (fused), or any callable applied to ``h - threshold``. The
+            latter is evaluated outside the kernel for reset "none", delayed or detached; otherwise the
+            reference loop serves it.
+        state: ``(v, refractory)`` of the last call, shapes ``x.shape[1:]``, v float32 (float64 for float64
+            input) and refractory int32; ``None`` is zeros.
         return_membrane: also return v_t for every step.
         backend: "auto", "torch", "cpp" or "cupy". A named backend is obeyed or refused.
 
-        ``beta``, ``tau``, ``threshold`` and ``reset_magnitude`` are floats or tensors broadcastable to ``x.shape[1:]``.
+        ``beta``, ``tau``, ``threshold`` and ``reset_magnitude`` are floats or tensors broadcastable to
+        ``x.shape[1:]``.
 
     Returns:
-        Spikes [T, N, *] in the dtype of x; membrane [T, N, *] in the dtype of the state, or ``None``; final state.
+        Spikes [T, N, *] in the dtype of x; membrane [T, N, *] in the dtype of the state, or ``None``; final
+        state.
 
     Raises:
         TypeError: an argument of the wrong type or dtype (integer x, a non-integer period).
         ValueError: a wrong value or shape; the message says what was expected and what came.
 
     Reference:
-        E. Zhang, Revisiting Reset Mechanisms in Spiking Neural Networks for Sequential Modeling, arXiv 2504.17751
-        (2025): the fixed refractory neuron is reset "none" with R > 0.
+        E. Zhang, Revisiting Reset Mechanisms in Spiking Neural Networks for Sequential Modeling, arXiv
+        2504.17751 (2025): the fixed refractory neuron is reset "none" with R > 0.
 
     Example:
         >>> x = torch.full((6, 1), 0.6)
@@ -151,6 +158,8 @@ def lif(
     else:
         magnitude = parameter("reset_magnitude", reset_magnitude, shape, dtype, x.device)
     if state is not None:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise TypeError(f"state must be LIFState(v, refractory), got {type(state).__name__}")
         v, refractory = state
         check_state("state.v", v, shape, dtype, x.device)
         check_state("state.refractory", refractory, shape, torch.int32, x.device)
@@ -160,39 +169,26 @@ def lif(
         refractory = torch.zeros(shape, dtype=torch.int32, device=x.device)
         gated = refractory_period > 0
 
-    fused = isinstance(surrogate, Surrogate)
     immediate = reset != "none" and not reset_delay
+    fused = isinstance(surrogate, Surrogate)
     if not fused and immediate and not detach_reset:
         spikes, membrane, final = _reference(
-            x, beta, threshold, tau=tau, decay_input=decay_input, refractory_period=refractory_period, reset=reset,
-            reset_magnitude=magnitude, v_reset=v_reset, refractory_input=refractory_input, inclusive=inclusive,
-            surrogate=surrogate, state=None if state is None else (v, refractory),
+            x, beta, threshold, tau=tau, decay_input=decay_input, refractory_period=refractory_period,
+            reset=reset, reset_magnitude=magnitude, v_reset=v_reset, refractory_input=refractory_input,
+            inclusive=inclusive, surrogate=surrogate, state=(v, refractory),
         )  # fmt: skip
         return spikes, membrane if return_membrane else None, LIFState(*final)
 
-    tensors = (x, v, decay, threshold, magnitude)
+    # where no reset follows the spike in its own step, the membrane v_t is the charged one, h_t
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, decay, threshold, magnitude))
     spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
-        *tensors[:2],
-        refractory,
-        *tensors[2:],
-        charge,
-        reset,
-        refractory_period,
-        float(v_reset),
-        reset_delay,
-        refractory_input == "ignore",
-        inclusive,
-        detach_reset,
-        gated,
+        x, v, refractory, decay, threshold, magnitude, charge, reset, refractory_period, float(v_reset),
+        reset_delay, refractory_input == "ignore", inclusive, detach_reset, gated,
         surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
         surrogate.alpha if isinstance(surrogate, Surrogate) else 0.0,
-        return_membrane and immediate,
-        not fused or (return_membrane and not immediate),
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-        provider,
-    )
+        return_membrane and immediate, not fused or (return_membrane and not immediate), save, provider,
+    )  # fmt: skip
     if not fused:
         spikes = (surrogate(charged - threshold) * is_open).to(x.dtype)
-    if not return_membrane:
-        return spikes, None, LIFState(v, refractory)
-    return spikes, membrane if immediate else charged, LIFState(v, refractory)
+    returned = membrane if immediate else charged
+    return spikes, returned if return_membrane else None, LIFState(v, refractory)

@@ -1,4 +1,4 @@
-"""``snn_fr::lif`` as the dispatcher sees it: plain tensors, a fake, and an autograd formula that is an operator too.
+"""``snn_fr::lif`` as the dispatcher sees it: plain tensors, a fake, and a backward that is an operator too.
 
 Forward outputs, in this order; an output that was not asked for has shape [0]:
 
@@ -130,9 +130,13 @@ def lif_backward_op(
     mode = Mode(
         charge, reset, period, v_reset, reset_delay, ignore, inclusive, detach_reset, gated, kind, alpha
     )
+    # autograd may hand a zero-size gradient to an output that was not asked for
+    cotangents = (
+        g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
+    )
     return _PROVIDERS[provider].backward(
-        grad_spikes, grad_membrane, grad_charged, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes,
-        charged, is_open, checkpoints, mode, need_decay, need_threshold, need_magnitude,
+        *cotangents, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes, charged, is_open,
+        checkpoints, mode, need_decay, need_threshold, need_magnitude,
     )  # fmt: skip
 
 
@@ -173,8 +177,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     grad_spikes, grad_membrane, grad_charged, _, grad_v, _, _ = grads
     need = ctx.needs_input_grad
     gx, gv0, gdecay, gthreshold, gmagnitude = lif_backward_op(
-        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, *ctx.attributes, need[3], need[4], need[5],
-        ctx.provider,
+        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, *ctx.attributes, need[3],
+        need[4], need[5], ctx.provider,
     )  # fmt: skip
     return (
         gx,

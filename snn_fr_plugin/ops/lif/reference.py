@@ -76,9 +76,8 @@ def lif(
                 v = h - magnitude * s_reset
             elif reset == "zero":
                 v = (1 - s_reset) * h + s_reset * v_reset
-        refractory = torch.where(s.detach() > 0, refractory_period, (refractory - 1).clamp_min(0)).to(
-            torch.int32
-        )
+        fired = crosses(h) & is_open
+        refractory = torch.where(fired, refractory_period, (refractory - 1).clamp_min(0)).to(torch.int32)
         spikes.append(s.to(x.dtype))
         membrane.append(v)
     if not spikes:

@@ -1,12 +1,13 @@
-"""``ops.lif`` in plain torch: a step loop over ``unbind`` views that writes in place, and a backward without a graph.
+"""``ops.lif`` in plain torch: an in-place step loop over ``unbind`` views, and a backward without a graph.
 
-Forward: only what is sequential is in the loop, each operation on its own (never addcmul), so the bits are those of
-the reference. Backward: everything but one affine recursion over time is vectorised, in blocks that stay in cache::
+Forward: only what is sequential is in the loop, each operation on its own (never addcmul), so the bits are
+those of the reference. Backward: everything but one affine recursion over time is vectorised, in blocks that
+stay in cache::
 
     Gh_t = w_t * (gm_t + c_t) + gs_t * q_t + gh_t        c_{t-1} = k_t * Gh_t
 
-with q the gated surrogate derivative, w = dv/dh + dv/ds q, k = dh_t/dv_{t-1}, and gs, gm, gh the cotangents of spikes,
-membrane and charged.
+with q the gated surrogate derivative, w = dv/dh + dv/ds q, k = dh_t/dv_{t-1}, and gs, gm, gh the cotangents
+of spikes, membrane and charged.
 """
 
 from __future__ import annotations
@@ -67,9 +68,12 @@ def forward(
     blocked_until = refractory0.clone()  # first step at which the neuron may fire
     v, pending = v0, None
 
+    times = torch.arange(steps, dtype=torch.int32, device=x.device).unbind(
+        0
+    )  # a number would be wrapped each step
     for t, (x_t, h, s) in enumerate(zip(x.to(v0.dtype).unbind(0), h_rows, spikes.unbind(0), strict=True)):
         if mode.gated:
-            torch.le(blocked_until, t, out=open_rows[t])
+            torch.le(blocked_until, times[t], out=open_rows[t])
         if mode.delayed != "none":
             pending = blocked_until == t + mode.period if mode.period > 0 else crosses(v, threshold)
         if pending is not None and mode.reset == "zero":
@@ -124,7 +128,7 @@ def _crosses(v: Tensor, threshold: Tensor, mode: Mode) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """The forward pass replayed for some consecutive steps, each [steps, N, *] (or ``None`` where it has no part)."""
+    """The forward pass replayed for consecutive steps, each [steps, N, *] (``None``: it has no part)."""
 
     h: Tensor  # charged membrane
     s: Tensor  # bool, spikes
@@ -213,15 +217,18 @@ def backward(
             grad_h += gm if w is None else w * gm
         if grad_charged is not None:
             grad_h += grad_charged[now]
-        carries = torch.empty_like(grad_h)
-        into_v_rows = into_v.unbind(0) if into_v.dim() > v0.dim() else [into_v] * len(grad_h)
-        for i in range(len(grad_h) - 1, -1, -1):
-            carries[i] = carry
-            if w is None:
-                grad_h[i] += carry
+        carries = torch.empty_like(grad_h)  # c_t
+        carries[-1] = carry
+        c, g = carries.unbind(0), grad_h.unbind(0)
+        ws = None if w is None else w.unbind(0)
+        ks = into_v.unbind(0) if into_v.dim() > v0.dim() else [into_v] * len(g)
+        carry = torch.empty_like(v0)
+        for i in range(len(g) - 1, -1, -1):
+            if ws is None:
+                g[i].add_(c[i])
             else:
-                grad_h[i].addcmul_(w[i], carry)
-            carry = grad_h[i] * into_v_rows[i]
+                g[i].addcmul_(ws[i], c[i])
+            torch.mul(g[i], ks[i], out=c[i - 1] if i else carry)
 
         grad_x[now] = grad_h if into_x is None else grad_h * into_x
         grad_after = carries if gm is None else carries + gm  # dL/dv_t

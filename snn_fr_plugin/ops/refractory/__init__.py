@@ -52,8 +52,9 @@ def fixed_refractory(
     onset       a candidate with none in the R steps before it     0100 0000 0000 1000
     =========== ================================================== ==================================
 
-    R = 0 is the plain threshold for every scheme. Gradient: ``surrogate.derivative(drive - threshold)`` where the gate
-    is open (a candidate would pass), zero elsewhere; straight to ``drive`` and, negated, to ``threshold``.
+    R = 0 is the plain threshold for every scheme. Gradient: ``surrogate.derivative(drive - threshold)`` where
+    the gate is open (a candidate would pass), zero elsewhere; straight to ``drive`` and, negated, to
+    ``threshold``.
 
     Args:
         drive: the memory's output [T, N, *], float32, float64, float16 or bfloat16; T = 0 is legal.
@@ -61,9 +62,10 @@ def fixed_refractory(
         period: R >= 0, in steps.
         scheme: see the table.
         inclusive: whether a drive exactly at the threshold is a candidate.
-        surrogate: a surrogate of this package, or any callable applied to ``drive - threshold`` (outside the kernel).
-        state: int32 [N, *], zeros = fresh. absolute and onset: steps left blocked; strided: steps to the next sampling
-            instant; window: 2 * (position in the block) + (already fired).
+        surrogate: a surrogate of this package, or any callable applied to ``drive - threshold`` (outside the
+            kernel).
+        state: int32 [N, *], zeros = fresh. absolute and onset: steps left blocked; strided: steps to the next
+            sampling instant; window: 2 * (position in the block) + (already fired).
         backend: "auto", "torch", "cpp" or "cupy".
 
     Returns:
@@ -74,8 +76,8 @@ def fixed_refractory(
         ValueError: a wrong value or shape; the message says what was expected and what came.
 
     Reference:
-        E. Zhang, arXiv 2504.17751 (2025); the schemes beside ``absolute`` are reconstructions of its "specialised
-        discretization".
+        E. Zhang, arXiv 2504.17751 (2025); the schemes beside ``absolute`` are reconstructions of its
+        "specialised discretization".
 
     Example:
         >>> d = torch.tensor([0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 0, 1, 1.0])[:, None]

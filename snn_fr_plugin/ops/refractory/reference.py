@@ -37,13 +37,13 @@ def fixed_refractory(
         s = surrogate(distance, inclusive) if isinstance(surrogate, Surrogate) else surrogate(distance)
         s = s * is_open
         if scheme == "absolute":
-            state = torch.where(s.detach() > 0, period, (state - 1).clamp_min(0))
+            state = torch.where(candidate & is_open, period, (state - 1).clamp_min(0))
         elif scheme == "onset":
             state = torch.where(candidate, period, (state - 1).clamp_min(0))
         elif scheme == "strided":
             state = torch.where(state == 0, period, state - 1)
         else:
-            fired = torch.where((s.detach() > 0) | (fired > 0), 1, 0)
+            fired = torch.where(candidate | (fired > 0), 1, 0)
             last = position == period
             state = torch.where(last, 0, 2 * (position + 1) + fired)
         state = state.to(torch.int32)

@@ -1,6 +1,7 @@
 """``ops.fixed_refractory`` in plain torch.
 
-Only the absolute scheme is sequential (three in-place operations a step); the gates of the others are found at once.
+Only the absolute scheme is sequential (three in-place operations a step); the gates of the others are found
+at once.
 """
 
 from __future__ import annotations

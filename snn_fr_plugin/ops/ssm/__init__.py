@@ -30,8 +30,9 @@ def diagonal_ssm(
         h_t = A_bar * h[t-1] + x_t
         y_t = Re(sum_n C_bar_n h_t,n) + D * x_t
 
-    ``C_bar`` already holds B_bar, and the factor 2 of conjugate pairs. The states never reach memory as a tensor
-    [T, N, H, n], forward or backward. ``A_bar = 0`` is legal. Sums are reordered: providers agree to a tolerance.
+    ``C_bar`` already holds B_bar, and the factor 2 of conjugate pairs. The states never reach memory as a
+    tensor [T, N, H, n], forward or backward. ``A_bar = 0`` is legal. Sums are reordered: providers agree to a
+    tolerance.
 
     Args:
         x: input [T, N, H], float32, float64, float16 or bfloat16; T = 0 is legal.
@@ -49,7 +50,8 @@ def diagonal_ssm(
         ValueError: a wrong shape or device; the message says what was expected and what came.
 
     Reference:
-        A. Gu et al., On the Parameterization and Initialization of Diagonal State Space Models, arXiv 2206.11893.
+        A. Gu et al., On the Parameterization and Initialization of Diagonal State Space Models, arXiv
+        2206.11893.
 
     Example:
         >>> x = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
@@ -83,8 +85,8 @@ def diagonal_ssm(
         x,
         A_bar,
         C_bar,
-        torch.empty(0, dtype=dtype, device=x.device) if D is None else D,
-        torch.empty(0, dtype=_COMPLEX[dtype], device=x.device) if state is None else state,
+        torch.zeros(0, dtype=dtype, device=x.device) if D is None else D,
+        torch.zeros(0, dtype=_COMPLEX[dtype], device=x.device) if state is None else state,
     )
     save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     y, final, _ = diagonal_ssm_op(*tensors, save, provider)

@@ -17,7 +17,10 @@ _PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider, "cpp": cpp_provide
 def diagonal_ssm_op(
     x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor, state: Tensor, save: bool, provider: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _PROVIDERS[provider].forward(x, A_bar, C_bar, D, state, save)
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # the matrix products of a provider keep their precision
+        return _PROVIDERS[provider].forward(x, A_bar, C_bar, D, state, save)
 
 
 @diagonal_ssm_op.register_fake
@@ -44,7 +47,8 @@ def diagonal_ssm_backward_op(
     checkpoints: Tensor,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _PROVIDERS[provider].backward(grad_y, grad_state, x, A_bar, C_bar, D, state, checkpoints)
+    with torch.autocast(x.device.type, enabled=False):
+        return _PROVIDERS[provider].backward(grad_y, grad_state, x, A_bar, C_bar, D, state, checkpoints)
 
 
 @diagonal_ssm_backward_op.register_fake

@@ -1,12 +1,14 @@
-"""``ops.diagonal_ssm`` in plain torch: two-level Vandermonde products and FFT convolution; a recurrence for one step.
+"""``ops.diagonal_ssm`` in plain torch: two-level Vandermonde and FFT convolution; one step as a recurrence.
 
 Everything rests on two maps that are each other's adjoint, for powers A^t, t = 0..T-1::
 
     taps(c)_t = Re sum_n c_n A_n^t        [*, H, n] -> [*, H, T]
     poly(g)_n = sum_t g_t A_n^t           [*, H, T] -> [*, H, n]
 
-With t = kB + j and B about sqrt(T), both are one real batched matrix product with inner size 2n or B, and no tensor
-[H, n, T] is ever built.
+With t = kB + j and B about sqrt(T), both are one real batched matrix product with inner size 2n or B, and no
+tensor [H, n, T] is ever built.
+
+Conjugates are physical: inside a custom operator a lazy ``conj()`` loses its bit under AOT dispatch.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, final state, checkpoints."""
     checkpoints = A_bar.real.new_empty(0)
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         start = state.clone() if state.numel() else A_bar.new_zeros((*x.shape[1:], A_bar.shape[-1]))
         return torch.empty_like(x, memory_format=torch.contiguous_format), start, checkpoints
     if x.shape[0] == 1:
@@ -54,10 +56,13 @@ def backward(
     state: Tensor,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, A_bar, C_bar, D and the initial state (complex ones in torch's convention, dL/dRe + i dL/dIm)."""
+    """Gradients of x, A_bar, C_bar, D and the initial state.
+
+    Complex gradients follow torch's convention, dL/dRe + i dL/dIm.
+    """
     grad_A, grad_C = torch.zeros_like(A_bar), torch.zeros_like(C_bar)
     grad_D, grad_start = torch.zeros_like(D), torch.zeros_like(state)
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         if grad_state is not None and state.numel():
             grad_start = grad_state.clone()
         return torch.empty_like(x, memory_format=torch.contiguous_format), grad_A, grad_C, grad_D, grad_start
@@ -69,23 +74,23 @@ def backward(
         g = _channels_first(grad_y, A_bar)
         grad_conv, grad_taps = _convolve_backward(g, u, powers.taps(C_bar))
         grad_u = grad_u + grad_conv
-        grad_C = grad_C + powers.poly(grad_taps).conj()
-        grad_A = grad_A + (C_bar * powers.poly_derivative(grad_taps)).conj()
+        grad_C = grad_C + powers.poly(grad_taps).conj_physical()
+        grad_A = grad_A + (C_bar * powers.poly_derivative(grad_taps)).conj_physical()
         if D.numel():
             grad_u = grad_u + D[:, None] * g
             grad_D = (g * u).sum((0, 2))
         if state.numel():  # y += taps(C A h0)
-            grad_c = powers.poly(g).conj()
-            grad_start = grad_start + grad_c * (C_bar * A_bar).conj()
-            grad_C = grad_C + (grad_c * (A_bar * state).conj()).sum(0)
-            grad_A = grad_A + (grad_c * (C_bar * state).conj()).sum(0)
-            grad_A = grad_A + (C_bar * A_bar * state * powers.poly_derivative(g)).conj().sum(0)
+            grad_c = powers.poly(g).conj_physical()
+            grad_start = grad_start + grad_c * (C_bar * A_bar).conj_physical()
+            grad_C = grad_C + (grad_c * (A_bar * state).conj_physical()).sum(0)
+            grad_A = grad_A + (grad_c * (C_bar * state).conj_physical()).sum(0)
+            grad_A = grad_A + (C_bar * A_bar * state * powers.poly_derivative(g)).conj_physical().sum(0)
     if grad_state is not None:  # h_T = poly(x reversed) + A^T h0
-        grad_u = grad_u + powers.taps(grad_state.conj()).flip(-1)
-        grad_A = grad_A + (grad_state * powers.poly_derivative(u.flip(-1)).conj()).sum(0)
+        grad_u = grad_u + powers.taps(grad_state.conj_physical()).flip(-1)
+        grad_A = grad_A + (grad_state * powers.poly_derivative(u.flip(-1)).conj_physical()).sum(0)
         if state.numel():
-            grad_start = grad_start + grad_state * (powers.last * A_bar).conj()
-            grad_A = grad_A + (grad_state * (u.shape[-1] * powers.last * state).conj()).sum(0)
+            grad_start = grad_start + grad_state * (powers.last * A_bar).conj_physical()
+            grad_A = grad_A + (grad_state * (u.shape[-1] * powers.last * state).conj_physical()).sum(0)
     return _time_major(grad_u, x.dtype), grad_A, grad_C, grad_D, grad_start
 
 
@@ -148,7 +153,7 @@ def _geometric(ratio: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _channel_matmul(left: Tensor, right: Tensor) -> Tensor:
-    """[*, H, a, b] @ [H, b, c] with the leading dimension, if any, folded into the rows of one product per channel."""
+    """[*, H, a, b] @ [H, b, c], a leading dimension folded into the rows of one product per channel."""
     if left.dim() == 3:
         return torch.bmm(left, right)
     batch, channels, rows, _ = left.shape
@@ -182,6 +187,8 @@ def _convolve_backward(g: Tensor, u: Tensor, kernel: Tensor) -> tuple[Tensor, Te
     steps = u.shape[-1]
     size = _fft_length(steps)
     spectrum = torch.fft.rfft(g, size)
-    grad_u = torch.fft.irfft(spectrum * torch.fft.rfft(kernel, size).conj(), size)[..., :steps]
-    grad_kernel = torch.fft.irfft((spectrum * torch.fft.rfft(u, size).conj()).sum(0), size)[..., :steps]
+    grad_u = torch.fft.irfft(spectrum * torch.fft.rfft(kernel, size).conj_physical(), size)[..., :steps]
+    grad_kernel = torch.fft.irfft((spectrum * torch.fft.rfft(u, size).conj_physical()).sum(0), size)[
+        ..., :steps
+    ]
     return grad_u, grad_kernel
