@@ -1,4 +1,5 @@
-// What every kernel needs of a compiler: C++17 and, with OpenMP, a parallel loop served by the runtime in this process.
+// What every kernel needs of a compiler: C++17 and, with OpenMP, a parallel loop served by the runtime in
+// this process.
 extern "C" int snn_fr_probe(int n, int threads)
 {
     (void)threads;

@@ -21,7 +21,13 @@ SAVES_SPIKES = False  # the backward replays them
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _CHUNK = 32
 _CHARGES = {"beta": 0, "tau_input": 1, "tau": 2}
-_RESETS = {("none", False): 0, ("subtract", False): 1, ("zero", False): 2, ("subtract", True): 3, ("zero", True): 4}
+_RESETS = {
+    ("none", False): 0,
+    ("subtract", False): 1,
+    ("zero", False): 2,
+    ("subtract", True): 3,
+    ("zero", True): 4,
+}
 _KINDS = {kind: i for i, kind in enumerate(surrogate.KINDS)} | {EXTERNAL: -1}
 
 

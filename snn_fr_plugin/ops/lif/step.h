@@ -1,6 +1,7 @@
-// One time step of `lif` and its adjoint, written once: kernel.cpp vectorises it over neurons, a CUDA kernel runs it
-// in a thread. So it includes nothing, decides everything that differs between neurons without a branch, and needs
-// only a qualifier for its functions. `real` is float or double; every operation is rounded on its own.
+// One time step of `lif` and its adjoint, written once: kernel.cpp vectorises it over neurons, a CUDA kernel
+// runs it in a thread. So it includes nothing, decides everything that differs between neurons without a
+// branch, and needs only a qualifier for its functions. `real` is float or double; every operation is rounded
+// on its own.
 #ifndef SNN_FR_LIF_STEP_H
 #define SNN_FR_LIF_STEP_H
 
@@ -15,12 +16,22 @@ enum Reset { NONE, SUBTRACT, ZERO, SUBTRACT_LATER, ZERO_LATER };
 
 // In the order of surrogate.KINDS. Any other number is a surrogate evaluated elsewhere: no slope here.
 enum Kind {
-    ATAN, SIGMOID, FAST_SIGMOID, SUPER_SPIKE, TRIANGLE, RECTANGLE, SOFT_SIGN, ERF, PIECEWISE_QUADRATIC,
-    PIECEWISE_EXP, STRAIGHT_THROUGH
+    ATAN,
+    SIGMOID,
+    FAST_SIGMOID,
+    SUPER_SPIKE,
+    TRIANGLE,
+    RECTANGLE,
+    SOFT_SIGN,
+    ERF,
+    PIECEWISE_QUADRATIC,
+    PIECEWISE_EXP,
+    STRAIGHT_THROUGH
 };
 
 // Conditions are words of all ones or all zeros, and choosing is bitwise: a step is then a straight line of
-// operations, which every compiler vectorises. (Conditional expressions become jumps before the vectoriser sees them.)
+// operations, which every compiler vectorises. (Conditional expressions become jumps before the vectoriser
+// sees them.)
 template <typename real>
 struct Word;
 template <>
@@ -100,7 +111,10 @@ struct Step {
 };
 
 SNN_FR_INLINE constexpr bool resets_at_once(int reset) { return reset == SUBTRACT || reset == ZERO; }
-SNN_FR_INLINE constexpr bool resets_later(int reset) { return reset == SUBTRACT_LATER || reset == ZERO_LATER; }
+SNN_FR_INLINE constexpr bool resets_later(int reset)
+{
+    return reset == SUBTRACT_LATER || reset == ZERO_LATER;
+}
 
 template <typename real>
 SNN_FR_INLINE Mask<real> crosses(real v, const Neuron<real>& cell)
@@ -130,7 +144,8 @@ SNN_FR_INLINE Step<real> enter(const Neuron<real>& cell, const Rules<real>& rule
 
 // Takes v and the steps left blocked from t - 1 to t.
 template <int CHARGE, int RESET, typename real>
-SNN_FR_INLINE Step<real> advance(real x, const Neuron<real>& cell, const Rules<real>& rules, real& v, int& left)
+SNN_FR_INLINE Step<real> advance(real x, const Neuron<real>& cell, const Rules<real>& rules, real& v,
+                                 int& left)
 {
     Step<real> step = enter<RESET>(cell, rules, v, left);
     real charged;
@@ -160,9 +175,9 @@ struct Outputs {
     real charged;
 };
 
-// Takes dL/dv from t to t - 1 (`carry`) and returns dL/dx_t. `slope` is ds_t/dh_t, zero where the gate is closed.
-// FULL: heeds all of `given`, not the spike's alone, and inputs that were ignored, and adds to `sum`, the gradients of
-// the parameters.
+// Takes dL/dv from t to t - 1 (`carry`) and returns dL/dx_t. `slope` is ds_t/dh_t, zero where the gate is
+// closed. FULL: heeds all of `given`, not the spike's alone, and inputs that were ignored, and adds to `sum`,
+// the gradients of the parameters.
 template <int CHARGE, int RESET, bool FULL, typename real>
 SNN_FR_INLINE real retreat(const Step<real>& step, real slope, real x, const Outputs<real>& given,
                            const Neuron<real>& cell, const Rules<real>& rules, real& carry, Neuron<real>& sum)
@@ -232,8 +247,8 @@ SNN_FR_INLINE Surrogate<real> surrogate(int kind, double alpha)
     return {kind, real(scale), real(steepness)};
 }
 
-// exp(x) for x <= 0: x = n log 2 + r with |r| <= log(2) / 2, a Taylor polynomial in r, and 2^n put together from its
-// bits. Adding `round` rounds to a whole number and leaves it in the lowest bits.
+// exp(x) for x <= 0: x = n log 2 + r with |r| <= log(2) / 2, a Taylor polynomial in r, and 2^n put together
+// from its bits. Adding `round` rounds to a whole number and leaves it in the lowest bits.
 SNN_FR_INLINE float exp_negative(float x)
 {
     const float round = 12582912.0f;
