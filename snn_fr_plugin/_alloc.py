@@ -14,13 +14,14 @@ _NEVER = -1
 def enable_fast_alloc() -> bool:
     """Lets the C library keep freed memory for the rest of the process (glibc only).
 
-    glibc takes every large block fresh from the system and gives it back when it is freed, so each large tensor is
-    paid for with a page fault for every 4 KiB. Afterwards blocks come from the heap, which is never trimmed: once a
-    training step has run, the next finds its memory in place. The price is that the process stays as large as it
-    has ever been.
+    glibc takes every large block fresh from the system and gives it back when it is freed, so each large
+    tensor is paid for with a page fault for every 4 KiB. Afterwards blocks come from the heap, which is
+    never trimmed: once a training step has run, the next finds its memory in place. The price is that the
+    process stays as large as it has ever been.
 
-    It concerns the whole process, cannot be undone, and is worth calling once, first thing. Where the C library is
-    another (macOS, Windows, musl) it warns and changes nothing; under an allocator that was preloaded it has no effect.
+    It concerns the whole process, cannot be undone, and is worth calling once, first thing. Where the C
+    library is another (macOS, Windows, musl) it warns and changes nothing; under an allocator that was
+    preloaded it has no effect.
 
     Returns:
         Whether the allocator was changed.

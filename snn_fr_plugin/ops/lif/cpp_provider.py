@@ -1,7 +1,8 @@
 """``ops.lif`` by ``kernel.cpp``: one pass over memory forward, one and a half backward.
 
-Forward keeps the state every 32 steps; backward replays each chunk of 32 from there, so that neither the membrane nor
-the gate is stored. Every neuron is computed by one thread in one order: results do not depend on the thread count.
+Forward keeps the state every 32 steps; backward replays each chunk of 32 from there, so that neither the
+membrane nor the gate is stored. Every neuron is computed by one thread in one order: results do not depend on
+the thread count.
 """
 
 from __future__ import annotations
