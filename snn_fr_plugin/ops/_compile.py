@@ -226,7 +226,7 @@ def _digest(path: Path) -> str:
 
 
 def _build(source: Path, flags: tuple[str, ...], chain: Toolchain, scratch: Path) -> Path:
-    compiled, linked = scratch / "kernel.o", scratch / "kernel.so"
+    compiled, linked = scratch / f"{source.stem}.o", scratch / f"{source.stem}.so"
     shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
     _run([*chain.command, *chain.flags, *flags, "-c", str(source), "-o", str(compiled)])
     _run([*chain.command, *shared, str(compiled), "-o", str(linked)])

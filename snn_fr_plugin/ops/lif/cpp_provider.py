@@ -81,23 +81,28 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs of the operator, in its order."""
     charged_shape, open_shape, checkpoints_shape = saved_shapes(x.shape, mode, want_charged, save)
-    outputs = {
-        "spikes": x.new_empty(x.shape),
-        "membrane": v0.new_empty(x.shape if want_membrane else (0,)),
-        "charged": v0.new_empty(charged_shape),
-        "is_open": x.new_empty(open_shape, dtype=torch.bool),
-        "v": v0.new_empty(v0.shape),
-        "refractory": refractory0.new_empty(refractory0.shape),
-        "checkpoints": v0.new_empty(checkpoints_shape),
-    }
+    spikes = x.new_empty(x.shape)
+    membrane = v0.new_empty(x.shape if want_membrane else (0,))
+    charged = v0.new_empty(charged_shape)
+    is_open = x.new_empty(open_shape, dtype=torch.bool)
+    v, refractory = v0.new_empty(v0.shape), refractory0.new_empty(refractory0.shape)
+    checkpoints = v0.new_empty(checkpoints_shape)
     _call(
         "forward",
         mode,
         {"x": x, "v0": v0, "refractory0": refractory0},
         {"decay": decay, "threshold": threshold, "magnitude": magnitude},
-        outputs,
+        {
+            "spikes": spikes,
+            "membrane": membrane,
+            "charged": charged,
+            "is_open": is_open,
+            "v": v,
+            "refractory": refractory,
+            "checkpoints": checkpoints,
+        },
     )
-    return tuple(outputs.values())
+    return spikes, membrane, charged, is_open, v, refractory, checkpoints
 
 
 def backward(
