@@ -6,6 +6,7 @@ import itertools
 import math
 import platform
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -293,6 +294,13 @@ def test_memory_of_the_checkpoints() -> None:
     )
     assert math.prod(cpp_provider.saved_shape(torch.Size([64, 8, 128]), matrix, True)) == 0
     assert cpp_provider.saved_shape(torch.Size([1024, 8, 128]), matrix, False) == (0,)
+
+
+def test_constants_agree() -> None:
+    """The kernel writes as many checkpoints as the provider makes room for."""
+    folder = Path(cpp_provider.__file__).parent
+    assert f"BLOCK = {cpp_provider._BLOCK};" in (folder / "pair.h").read_text()
+    assert f"LINE = {cpp_provider._LINE};" in (folder / "kernel.cpp").read_text()
 
 
 NARROWER = ["-mno-avx512f", "-mno-avx"] if platform.machine() in ("x86_64", "AMD64") else ["-O1"]

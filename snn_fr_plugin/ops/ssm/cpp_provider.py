@@ -89,7 +89,7 @@ def backward(
 def _call(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     x, matrix = inputs["x"], inputs["A"]
     arguments = _Arguments(*x.shape, matrix.shape[1], torch.get_num_threads())
-    rows = {name: t.resolve_conj().resolve_neg().contiguous() for name, t in inputs.items()}  # kept alive
+    rows = {name: t.contiguous() for name, t in inputs.items()}  # kept alive
     for field, tensor in (rows | outputs).items():
         setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
     library = _compile.load(_SOURCE, x.dtype, "-ffp-contract=fast")

@@ -64,7 +64,7 @@ struct Tiling {
         const index rest = line - tile % per_line * WIDTH;
         return int(rest < WIDTH ? rest : WIDTH);
     }
-    index kind(index tile) const { return tile % per_line % kinds; }
+    index kind(index tile) const { return tile % kinds; }
     index channel(index kind, int lane) const { return (kind * WIDTH + lane) % channels; }
 };
 
@@ -429,7 +429,7 @@ void reduce_lanes(const Arguments& a, const Tiling& tiling, index channel, const
 {
     for (index i = 0; i < gradients.each; ++i) {
         real sum = 0;
-        for (index at = channel; at < tiling.kinds * WIDTH && at < tiling.line; at += a.channels)
+        for (index at = channel; at < tiling.kinds * WIDTH; at += a.channels)
             sum += lane(gradients.of(at / WIDTH)[i], int(at % WIDTH));
         if (i < 4 * a.pairs)
             (i % 4 < 2 ? a.grad_A : a.grad_C)[2 * (channel * a.pairs + i / 4) + i % 2] = sum;
