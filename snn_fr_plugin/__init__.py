@@ -1,6 +1,7 @@
 """Fixed-refractory spiking neurons and parallel state-space spiking layers for snnTorch and SpikingJelly."""
 
 from . import discretize, memory, ops, spiking, surrogate, systems
+from ._alloc import enable_fast_alloc
 from ._version import __version__
 from .memory import S4D, Leaky, Resonator
 from .spiking import PSN, FixedRefractory, MaskedPSN, SlidingPSN, Threshold
@@ -22,6 +23,7 @@ __all__ = [
     "Threshold",
     "__version__",
     "discretize",
+    "enable_fast_alloc",
     "memory",
     "ops",
     "spiking",

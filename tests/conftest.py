@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from snn_fr_plugin.ops import _providers
+
 _FRESH = ("empty", "empty_like", "empty_strided")
 _FRESH_METHODS = ("new_empty", "new_empty_strided")
 
@@ -39,3 +41,14 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``backend="auto"`` stands for in a test; parametrize it indirectly."""
+    name: str = request.param
+    choose = _providers.choose
+    monkeypatch.setattr(
+        _providers, "choose", lambda backend, device: choose(name if backend == "auto" else backend, device)
+    )
+    return name

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_fr_plugin.ops import _compile
 from snn_fr_plugin.surrogate import ATan
+
+PROVIDERS = ["torch", "cpp"] if _compile.available() else ["torch"]  # what serves CPU tensors here
 
 # (relative, absolute): real values are compared by dtype, spikes always exactly
 TOLERANCE = {

@@ -11,7 +11,12 @@ import torch
 from snn_fr_plugin.ops import diagonal_ssm
 from snn_fr_plugin.ops.ssm.reference import diagonal_ssm as reference
 
-from .support import assert_close, gradients, graph_size, random_like
+from .support import PROVIDERS, assert_close, gradients, graph_size, random_like
+
+pytestmark = [
+    pytest.mark.usefixtures("provider"),
+    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+]
 
 DOUBLE, COMPLEX = torch.float64, torch.complex128
 

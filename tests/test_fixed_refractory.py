@@ -14,7 +14,12 @@ from snn_fr_plugin.ops import fixed_refractory
 from snn_fr_plugin.ops.refractory.reference import fixed_refractory as reference
 from snn_fr_plugin.surrogate import FastSigmoid
 
-from .support import assert_close, assert_some_spikes, gradients, graph_size, random_like
+from .support import PROVIDERS, assert_close, assert_some_spikes, gradients, graph_size, random_like
+
+pytestmark = [
+    pytest.mark.usefixtures("provider"),
+    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+]
 
 SCHEMES: tuple[Any, ...] = ("absolute", "window", "strided", "onset")
 

@@ -16,6 +16,7 @@ from snn_fr_plugin.ops import LIFState, lif
 from snn_fr_plugin.ops.lif.reference import lif as reference
 
 from .support import (
+    PROVIDERS,
     assert_close,
     assert_some_spikes,
     gradients,
@@ -24,6 +25,11 @@ from .support import (
     lif_modes,
     random_like,
 )
+
+pytestmark = [
+    pytest.mark.usefixtures("provider"),
+    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+]
 
 MODES = list(lif_modes())
 

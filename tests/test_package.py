@@ -31,6 +31,7 @@ LAYERS = {
     "ops": {"surrogate", "_checks"},
     "discretize": {"_checks"},
     "surrogate": {"_checks"},
+    "_alloc": set(),
     "_checks": set(),
     "_version": set(),
 }

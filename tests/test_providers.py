@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from snn_fr_plugin.ops import _compile
 from snn_fr_plugin.ops._providers import choose
 
 CPU = torch.device("cpu")
@@ -27,9 +28,11 @@ def test_wrong_device_is_named() -> None:
         choose("cpp", torch.device("cuda", 1))
 
 
+def test_auto_takes_the_compiled_provider_where_a_compiler_works() -> None:
+    assert choose("auto", CPU) == ("cpp" if _compile.available() else "torch")
+    assert choose("auto", torch.device("cuda", 0)) == "torch"
+
+
 def test_a_provider_of_a_later_release_is_refused_by_name() -> None:
-    assert choose("auto", CPU) == "torch"
-    with pytest.raises(NotImplementedError, match="backend='cpp' is not part of this release"):
-        choose("cpp", CPU)
     with pytest.raises(NotImplementedError, match="backend='cupy' is not part of this release"):
         choose("cupy", torch.device("cuda", 0))

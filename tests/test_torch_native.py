@@ -15,7 +15,12 @@ from snn_fr_plugin.ops.lif.operator import lif_backward_op, lif_op
 from snn_fr_plugin.ops.refractory.operator import fixed_refractory_backward_op, fixed_refractory_op
 from snn_fr_plugin.ops.ssm.operator import diagonal_ssm_backward_op, diagonal_ssm_op
 
-from .support import assert_close, assert_some_spikes, gradients, random_like
+from .support import PROVIDERS, assert_close, assert_some_spikes, gradients, random_like
+
+pytestmark = [
+    pytest.mark.usefixtures("provider"),
+    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+]
 
 # opcheck itself reads .grad of its non-leaf copies
 opchecks = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -58,7 +63,7 @@ def test_opcheck_lif(monkeypatch: pytest.MonkeyPatch, with_state: bool, per_neur
     backward = (
         torch.randn(5, 2, 3), None, None, torch.randn(2, 3), *(a.detach() for a in args[:6]),
         outputs[0].detach(), outputs[2].detach(), outputs[3], outputs[6],
-        *args[6:17], True, True, True, "torch",
+        *args[6:17], True, True, True, args[-1],
     )  # fmt: skip
     torch.library.opcheck(lif_backward_op, backward)
 
@@ -102,7 +107,7 @@ def test_opcheck_diagonal_ssm(monkeypatch: pytest.MonkeyPatch, with_state: bool,
     torch.library.opcheck(diagonal_ssm_op, args)
     y, h, checkpoints = diagonal_ssm_op(*args)
     detached = [a.detach() for a in args[:5]]
-    backward = (torch.randn_like(y), torch.randn_like(h), *detached, checkpoints, "torch")
+    backward = (torch.randn_like(y), torch.randn_like(h), *detached, checkpoints, args[-1])
     torch.library.opcheck(diagonal_ssm_backward_op, backward)
 
 

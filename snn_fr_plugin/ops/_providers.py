@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from .._checks import check_choice
+from . import _compile
 
 __all__ = ["BACKENDS", "check_backend", "choose"]
 
@@ -27,15 +28,22 @@ def choose(backend: str, device: torch.device) -> str:
 
     Raises:
         ValueError: the name is unknown, or the provider does not serve that device.
+        CompilerError: ``backend="cpp"`` and no C++ compiler works here; the message says what to install.
         NotImplementedError: the provider is not part of this release.
     """
     check_backend(backend)
-    if backend in ("auto", "torch"):
+    if backend == "auto":
+        return "cpp" if device.type == "cpu" and _compile.available() else "torch"
+    if backend == "torch":
         return "torch"
     if device.type != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend={backend!r} serves {_DEVICE_OF[backend]} tensors, got a tensor on {device}"
         )
+    if backend == "cpp":
+        if not _compile.available():  # torch.compile traces this, and takes it for a constant
+            _compile.toolchain()  # says why not
+        return "cpp"
     raise NotImplementedError(
         f"backend={backend!r} is not part of this release: use backend='torch' or backend='auto'"
     )

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import torch_provider
+from . import cpp_provider, torch_provider
 from .mode import Mode
 
-_PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider}
+_PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider, "cpp": cpp_provider}
 
 
 @torch.library.custom_op("snn_fr::lif", mutates_args=())
@@ -107,7 +107,7 @@ def lif_backward_op(
     decay: Tensor,
     threshold: Tensor,
     magnitude: Tensor,
-    spikes: Tensor,
+    spikes: Tensor | None,
     charged: Tensor,
     is_open: Tensor,
     checkpoints: Tensor,
@@ -165,9 +165,10 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     spikes, _, charged, is_open, _, refractory, checkpoints = output
-    ctx.save_for_backward(*inputs[:6], spikes, charged, is_open, checkpoints)
     ctx.attributes = inputs[6:17]
     ctx.provider = inputs[-1]
+    kept = spikes if _PROVIDERS[ctx.provider].SAVES_SPIKES else None
+    ctx.save_for_backward(*inputs[:6], kept, charged, is_open, checkpoints)
     ctx.mark_non_differentiable(is_open, refractory, checkpoints)
     ctx.set_materialize_grads(False)
 

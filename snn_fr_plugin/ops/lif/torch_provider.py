@@ -20,6 +20,8 @@ from torch import Tensor
 from ...surrogate import derivative
 from .mode import EXTERNAL, Mode
 
+SAVES_SPIKES = True
+
 _BLOCK = (
     1 << 17
 )  # elements of a backward block: a few temporaries of this size stay in the second-level cache

@@ -1,0 +1,97 @@
+"""``ops.fixed_refractory`` by ``kernel.cpp``: one pass over memory forward, one backward.
+
+Spikes and the gate are integer logic and equal the reference exactly. A neuron is computed by one thread, and
+the gradient of the threshold is summed over time in spans of fixed length: results do not depend on the
+thread count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ... import surrogate
+from .. import _compile
+
+_SOURCE = Path(__file__).with_name("kernel.cpp")
+_SPAN = 1024  # steps over which the backward sums the gradient of the threshold
+_SCHEMES = {"absolute": 0, "window": 1, "strided": 2, "onset": 3}
+_KINDS = {kind: i for i, kind in enumerate(surrogate.KINDS)}
+
+
+class _Arguments(ctypes.Structure):
+    """``struct Arguments`` of ``kernel.cpp``, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("steps", "neurons")),
+        ("alpha", ctypes.c_double),
+        *(
+            (name, ctypes.c_int)
+            for name in ("period", "scheme", "inclusive", "kind", "threads", "threshold_stride")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("drive", "threshold", "state", "spikes", "is_open", "final_state"),
+                *("grad_spikes", "was_open", "grad_drive", "grad_threshold"),
+            )
+        ),
+    )
+
+
+def forward(
+    drive: Tensor, threshold: Tensor, state: Tensor, period: int, scheme: str, inclusive: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, gate (bool) and state."""
+    spikes, final = drive.new_empty(drive.shape), state.new_empty(state.shape)
+    is_open = drive.new_empty(drive.shape, dtype=torch.bool)
+    rules = _Arguments(period=period, scheme=_SCHEMES[scheme], inclusive=inclusive)
+    _call(
+        "forward",
+        rules,
+        threshold,
+        {"drive": drive, "state": state},
+        {"spikes": spikes, "is_open": is_open, "final_state": final},
+    )
+    return spikes, is_open, final
+
+
+def backward(
+    grad_spikes: Tensor, drive: Tensor, threshold: Tensor, is_open: Tensor, kind: str, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of drive and threshold."""
+    grad_drive = drive.new_empty(drive.shape)
+    spans = threshold.new_empty((-(-drive.shape[0] // _SPAN), *drive.shape[1:]))
+    _call(
+        "backward",
+        _Arguments(kind=_KINDS[kind], alpha=alpha),
+        threshold,
+        {"drive": drive, "grad_spikes": grad_spikes, "was_open": is_open},
+        {"grad_drive": grad_drive, "grad_threshold": spans},
+    )
+    return grad_drive, _sum_to(spans.double().sum(0), threshold.shape).to(threshold.dtype)
+
+
+def _sum_to(row: Tensor, shape: torch.Size) -> Tensor:
+    """``row`` summed to a shape that broadcasts to it."""
+    if shape.numel() == 1 and row.numel():  # torch splits a sum of all elements between its threads
+        return row.flatten().cumsum(0)[-1].view(shape)
+    return row.sum_to_size(shape)
+
+
+def _call(
+    name: str, arguments: _Arguments, threshold: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> None:
+    drive = inputs["drive"]
+    arguments.steps, arguments.neurons = drive.shape[0], drive.shape[1:].numel()
+    arguments.threads = torch.get_num_threads()
+    arguments.threshold_stride = int(threshold.numel() > 1)
+    if threshold.numel() > 1:
+        threshold = threshold.expand(drive.shape[1:])
+    rows = {name: t.contiguous() for name, t in (inputs | {"threshold": threshold}).items()}  # kept alive
+    for field, tensor in (rows | outputs).items():
+        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
+    getattr(_compile.load(_SOURCE, drive.dtype), f"snn_fr_refractory_{name}")(ctypes.byref(arguments))
