@@ -1,8 +1,7 @@
 """Which provider serves a call. The only place that asks what this machine and this installation offer.
 
 A provider is an implementation of an operator: ``torch`` (always there), ``cpp`` (host compiler) and
-``cupy`` (CUDA).
-A named backend is obeyed or refused; only ``"auto"`` may choose.
+``cupy`` (CUDA). A named backend is obeyed or refused; only ``"auto"`` may choose.
 """
 
 from __future__ import annotations
