@@ -18,7 +18,7 @@ class Net(nn.Module):
             layer.Linear(8, channels),
             SpikingFRSSM(channels, d_state=8, refractory_period=1, norm="batch", dt_min=0.05, dt_max=1.0),
             layer.Linear(channels, channels),
-            layer.BatchNorm1d(channels),
+            nn.LayerNorm(channels),
             FRLIFNode(tau=2.0, decay_input=False, refractory_period=1),
         )
         self.readout = nn.Linear(channels, 10)

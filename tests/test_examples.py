@@ -263,11 +263,14 @@ def test_resuming_what_is_finished_only_tests_again(tmp_path: Path, monkeypatch:
 @pytest.mark.usefixtures("few_digits", "no_figure")
 def test_the_test_part_has_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--model", "frssm", "--epochs", "3")
-    run(tmp_path / "a", *arguments)
+    expected = run(tmp_path / "a", *arguments)
     digits = few()
     other = digits._replace(test=data.Part(torch.zeros_like(digits.test.x), digits.test.y * 0))
     monkeypatch.setattr(data, "load", lambda split: other)
-    run(tmp_path / "b", *arguments)
+    got = run(tmp_path / "b", *arguments)
+    assert got[0].test_accuracy != expected[0].test_accuracy
+    assert without_times(got)[0]["history"] == without_times(expected)[0]["history"]
+    assert got[0].best_epoch == expected[0].best_epoch
     assert_same_network(best_network(tmp_path / "b", "frssm"), best_network(tmp_path / "a", "frssm"))
 
 
