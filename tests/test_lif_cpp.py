@@ -125,6 +125,7 @@ class Case(NamedTuple):
     per_neuron: bool
     with_state: bool
     subnormal: bool  # everything scaled so that membranes are subnormal numbers
+    ties: bool  # inputs on a grid and a threshold that is one of the membranes
     return_membrane: bool
     cuts: list[int]
     threads: int
@@ -146,6 +147,7 @@ def cases(draw: st.DrawFn, greatest: int) -> Case:
         per_neuron=draw(st.booleans()),
         with_state=draw(st.booleans()),
         subnormal=dtype not in HALVES and draw(st.integers(0, 5)) == 0,
+        ties=draw(st.integers(0, 3)) == 0,
         return_membrane=draw(st.booleans()),
         cuts=sorted(draw(st.lists(st.integers(0, steps), max_size=3))),
         threads=draw(st.integers(1, 3)),
@@ -167,8 +169,10 @@ def _draw(mode: Mode, case: Case) -> tuple[Tensor, dict[str, Any]]:
         return uniform(low, high, *((case.neurons,) if case.per_neuron else ())).to(state_dtype)
 
     x = torch.randn(case.steps, case.neurons, generator=make, dtype=torch.float64) + 0.2
-    x = (x * scale).to(case.dtype)
     decay = parameter(0.3, 0.95) if mode.charge == "beta" else parameter(1.2, 4.0)
+    if case.ties:
+        x, decay = x.round(), torch.full_like(decay, 0.5 if mode.charge == "beta" else 2.0)
+    x = (x * scale).to(case.dtype)
     membrane = lif(
         x, decay if mode.charge == "beta" else None, tau=None if mode.charge == "beta" else decay,
         decay_input=mode.charge != "tau", return_membrane=True, backend="cpp",
@@ -178,7 +182,7 @@ def _draw(mode: Mode, case: Case) -> tuple[Tensor, dict[str, Any]]:
     crossing = case.crossing * (1.5 if mode.refractory else 1.0)
     level = sample.sort().values[int((1 - crossing) * len(sample))]
     kwargs = mode.arguments(decay, case.period) | {
-        "threshold": level + parameter(-0.1, 0.1) * level.abs(),
+        "threshold": level if case.ties else level + parameter(-0.1, 0.1) * level.abs(),
         "reset_magnitude": parameter(0.2, 1.0) * level.abs(),
         "v_reset": -0.2 * scale if case.seed % 2 else 0.0,
         "return_membrane": case.return_membrane,
@@ -393,6 +397,22 @@ def test_gradients_in_lower_precision(dtype: torch.dtype) -> None:
             assert_close(got / scale, expected / scale, f"{mode}")
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_to_half_precision(dtype: torch.dtype) -> None:
+    """A gradient is rounded once, to the nearest and ties to even; infinite and subnormal ones included."""
+    bits = torch.randint(-(2**31), 2**31, (100_000,)).to(torch.int32)
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
+    between = (halves + halves.roll(1)) / 2
+    values = torch.cat([bits.view(torch.float32), halves, between, between.nextafter(halves), torch.zeros(1)])
+    x = torch.zeros(1, len(values), dtype=dtype, requires_grad=True)
+    membrane = lif(x, beta=0.9, return_membrane=True, backend="cpp")[1]
+    assert membrane is not None
+    (grad,) = torch.autograd.grad(membrane, x, values[None])
+    expected, ordinary = (values + 0.0).to(dtype), ~values.isnan()
+    assert _differing([grad[0, ordinary]], [expected[ordinary]]) == 0
+    assert grad[0, ~ordinary].isnan().all() and not ordinary.all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", SURROGATES, ids=lambda s: s.kind)
 def test_surrogate_derivatives(kind: surrogate.Surrogate, dtype: torch.dtype) -> None:
@@ -434,6 +454,20 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
         results.append([spikes, membrane, *state, *grads])
     assert_some_spikes(results[0][0])
     assert all(_differing(results[0], other) == 0 for other in results[1:])
+
+
+def test_the_kernel_is_given_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_threads = []
+
+    class Library:
+        def snn_fr_lif_forward(self, arguments: Any) -> None:
+            given_threads.append(arguments._obj.threads)
+
+    monkeypatch.setattr(_compile, "load", lambda *args: Library())
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        lif(torch.zeros(2, 3), beta=0.9, backend="cpp")
+    assert given_threads == [1, 3]
 
 
 @pytest.mark.parametrize("reset", ["none", "subtract", "zero"])
@@ -549,5 +583,5 @@ def test_bits_of_other_instruction_sets(target: str, monkeypatch: pytest.MonkeyP
     make = random.Random(1)
     for dtype, modes in ((torch.float32, MODES[::3]), (torch.float16, MODES[::40])):
         for mode in modes:
-            case = Case(make.randrange(2**32), dtype, 37, 333, 2, 0.4, True, True, False, True, [5], 2)
+            case = Case(make.randrange(2**32), dtype, 37, 333, 2, 0.4, True, True, False, False, True, [5], 2)
             assert 0 < _firing_rate_of_equal_bits(mode, case) < 1

@@ -431,8 +431,9 @@ void reduce_lanes(const Arguments& a, const Tiling& tiling, index channel, const
         real sum = 0;
         for (index at = channel; at < tiling.kinds * WIDTH; at += a.channels)
             sum += lane(gradients.of(at / WIDTH)[i], int(at % WIDTH));
+        real* const matrix = i % 4 < 2 ? a.grad_A : a.grad_C;
         if (i < 4 * a.pairs)
-            (i % 4 < 2 ? a.grad_A : a.grad_C)[2 * (channel * a.pairs + i / 4) + i % 2] = sum;
+            matrix[2 * (channel * a.pairs + i / 4) + i % 2] = sum;
         else if (a.grad_D)
             a.grad_D[channel] = sum;
     }
