@@ -456,6 +456,20 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
     assert all(_differing(results[0], other) == 0 for other in results[1:])
 
 
+def test_shared_parameters_do_not_depend_on_the_thread_count() -> None:
+    """One float64 value for more neurons than torch sums on one thread."""
+    x = torch.randn(3, 300_001, dtype=torch.float64) + 0.3
+    beta = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        spikes, _, _ = lif(x, beta, reset="subtract", backend="cpp")
+        results.append(torch.autograd.grad(spikes, beta, cotangent)[0])
+    assert results[0] != 0
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def test_the_kernel_is_given_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     given_threads = []
 

@@ -80,10 +80,8 @@ def _find() -> Toolchain | CompilerError:
     else:
         commands = [(name,) for name in ("c++", "g++", "clang++") if shutil.which(name)]
     failures: list[str] = [] if commands else ["none of c++, g++, clang++ is on the PATH"]
-    for openmp in (
-        True,
-        False,
-    ):  # a compiler whose OpenMP is not torch's serves with one thread, as a last resort
+    # a compiler whose OpenMP is not torch's serves with one thread, as a last resort
+    for openmp in (True, False):
         for command in commands:
             try:
                 found = _inspect(command, openmp)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import surrogate
-from .. import _compile
+from .. import _compile, _native
 from .mode import EXTERNAL, Mode
 
 SAVES_SPIKES = False  # the backward replays them
@@ -144,9 +144,10 @@ def backward(
         parameters,
         outputs | {f"grad_{name}": grad for name, grad in per_neuron.items()},
     )
-    # in float64 the order of the sum over neurons is of no account
     gradients = [
-        per_neuron[name].double().sum_to_size(p.shape).to(p.dtype) if needed[name] else torch.zeros_like(p)
+        _native.sum_to(per_neuron[name].double(), p.shape).to(p.dtype)
+        if needed[name]
+        else torch.zeros_like(p)
         for name, p in parameters.items()
     ]
     return outputs["grad_x"], outputs["grad_v0"], gradients[0], gradients[1], gradients[2]
@@ -174,17 +175,8 @@ def _call(
         kind=_KINDS[mode.kind],
         threads=torch.get_num_threads(),
     )
-    alive = []  # copies made here must outlive the call
+    inputs = dict(inputs)
     for field, parameter in parameters.items():
-        one = parameter.numel() == 1
-        row = parameter.contiguous() if one else parameter.expand(v0.shape).contiguous()
-        setattr(arguments, field, row.data_ptr())
-        setattr(arguments, f"{field}_stride", 0 if one else 1)
-        alive.append(row)
-    for field, tensor in inputs.items():
-        row = tensor.contiguous()
-        setattr(arguments, field, row.data_ptr() or None)
-        alive.append(row)
-    for field, tensor in outputs.items():
-        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
-    getattr(_compile.load(_SOURCE, x.dtype), f"snn_fr_lif_{name}")(ctypes.byref(arguments))
+        inputs[field], stride = _native.per_neuron(parameter, v0.shape)
+        setattr(arguments, f"{field}_stride", stride)
+    _native.call(getattr(_compile.load(_SOURCE, x.dtype), f"snn_fr_lif_{name}"), arguments, inputs, outputs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import surrogate
-from .. import _compile
+from .. import _compile, _native
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _SPAN = 1024  # steps over which the backward sums the gradient of the threshold
@@ -72,14 +72,7 @@ def backward(
         {"drive": drive, "grad_spikes": grad_spikes, "was_open": is_open},
         {"grad_drive": grad_drive, "grad_threshold": spans},
     )
-    return grad_drive, _sum_to(spans.double().sum(0), threshold.shape).to(threshold.dtype)
-
-
-def _sum_to(row: Tensor, shape: torch.Size) -> Tensor:
-    """``row`` summed to a shape that broadcasts to it."""
-    if shape.numel() == 1 and row.numel():  # torch splits a sum of all elements between its threads
-        return row.flatten().cumsum(0)[-1].view(shape)
-    return row.sum_to_size(shape)
+    return grad_drive, _native.sum_to(spans.double().sum(0), threshold.shape).to(threshold.dtype)
 
 
 def _call(
@@ -88,10 +81,6 @@ def _call(
     drive = inputs["drive"]
     arguments.steps, arguments.neurons = drive.shape[0], drive.shape[1:].numel()
     arguments.threads = torch.get_num_threads()
-    arguments.threshold_stride = int(threshold.numel() > 1)
-    if threshold.numel() > 1:
-        threshold = threshold.expand(drive.shape[1:])
-    rows = {name: t.contiguous() for name, t in (inputs | {"threshold": threshold}).items()}  # kept alive
-    for field, tensor in (rows | outputs).items():
-        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
-    getattr(_compile.load(_SOURCE, drive.dtype), f"snn_fr_refractory_{name}")(ctypes.byref(arguments))
+    threshold, arguments.threshold_stride = _native.per_neuron(threshold, drive.shape[1:])
+    kernel = getattr(_compile.load(_SOURCE, drive.dtype), f"snn_fr_refractory_{name}")
+    _native.call(kernel, arguments, inputs | {"threshold": threshold}, outputs)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import _compile
+from .. import _compile, _native
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _BLOCK = 64  # steps between checkpoints
@@ -89,8 +89,5 @@ def backward(
 def _call(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     x, matrix = inputs["x"], inputs["A"]
     arguments = _Arguments(*x.shape, matrix.shape[1], torch.get_num_threads())
-    rows = {name: t.contiguous() for name, t in inputs.items()}  # kept alive
-    for field, tensor in (rows | outputs).items():
-        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
-    library = _compile.load(_SOURCE, x.dtype, "-ffp-contract=fast")
-    getattr(library, f"snn_fr_ssm_{name}")(ctypes.byref(arguments))
+    kernel = getattr(_compile.load(_SOURCE, x.dtype, "-ffp-contract=fast"), f"snn_fr_ssm_{name}")
+    _native.call(kernel, arguments, inputs, outputs)
