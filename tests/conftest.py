@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from snn_fr_plugin.ops import _providers
+from snn_fr_plugin.ops import _cupy, _providers
+
+from . import cuda_on_cpu
 
 _FRESH = ("empty", "empty_like", "empty_strided")
 _FRESH_METHODS = ("new_empty", "new_empty_strided")
@@ -44,11 +48,25 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What ``backend="auto"`` stands for in a test; parametrize it indirectly."""
+def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What ``backend="auto"`` stands for in a test; parametrize it indirectly.
+
+    "cupy-on-cpu" runs CUDA kernels on CPU tensors; "cupy" puts all new tensors on the GPU.
+    """
     name: str = request.param
     choose = _providers.choose
-    monkeypatch.setattr(
-        _providers, "choose", lambda backend, device: choose(name if backend == "auto" else backend, device)
-    )
-    return name
+    if name == "cupy-on-cpu":
+        monkeypatch.setattr(_cupy, "launch", cuda_on_cpu.launch)
+        monkeypatch.setattr(
+            _providers,
+            "choose",
+            lambda backend, device: "cupy" if backend == "auto" else choose(backend, device),
+        )
+    else:
+        monkeypatch.setattr(
+            _providers,
+            "choose",
+            lambda backend, device: choose(name if backend == "auto" else backend, device),
+        )
+    with torch.device("cuda") if name == "cupy" else contextlib.nullcontext():
+        yield name

@@ -6,13 +6,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from snn_fr_plugin.ops import _compile
 from snn_fr_plugin.surrogate import ATan
 
-PROVIDERS = ["torch", "cpp"] if _compile.available() else ["torch"]  # what serves CPU tensors here
+# what serves CPU tensors here; "cupy-on-cpu" is the CuPy provider with its kernels run by tests/cuda_shim.h
+PROVIDERS = ["torch", "cpp"] if _compile.available() else ["torch"]
+PROVIDERS_AND_CUDA: list[Any] = [*PROVIDERS, "cupy-on-cpu"] if _compile.available() else list(PROVIDERS)
+if torch.cuda.is_available():  # the same tests on a GPU: pytest -m gpu
+    PROVIDERS_AND_CUDA.append(pytest.param("cupy", marks=pytest.mark.gpu))
 
 # (relative, absolute): real values are compared by dtype, spikes always exactly
 TOLERANCE = {

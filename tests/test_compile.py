@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn_fr_plugin.ops import _compile, _providers, lif
+from snn_fr_plugin.ops import _cache, _compile, _providers, lif
 
 CPU = torch.device("cpu")
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
@@ -37,7 +37,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A process that has not compiled anything yet, with an empty cache."""
     monkeypatch.setenv("SNN_FR_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(_compile, "_warned", False)
+    monkeypatch.setattr(_cache, "_warned", False)
     _forget()
     yield
     _forget()
@@ -99,7 +99,7 @@ def _forged(kernel: Path, cache: Path, answer: int) -> Path:
     subprocess.run([str(COMPILER), "-shared", "-fPIC", str(other), "-o", str(library)], check=True)
     name = entry.stem.rpartition("-")[0]
     entry.unlink()
-    forged = entry.with_name(f"{name}-{_compile._digest(library)}.so")
+    forged = entry.with_name(f"{name}-{_cache._digest(library)}.so")
     shutil.copy(library, forged)
     forged.chmod(0o600)
     return forged
@@ -176,7 +176,7 @@ def test_an_entry_that_cannot_be_loaded_is_built_again(kernel: Path, cache: Path
     entry.unlink()
     useless = cache / "content"
     useless.write_bytes(b"no library")
-    useless.rename(entry.with_name(f"{entry.stem.rpartition('-')[0]}-{_compile._digest(useless)}.so"))
+    useless.rename(entry.with_name(f"{entry.stem.rpartition('-')[0]}-{_cache._digest(useless)}.so"))
     with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept in"):
         assert _answer(kernel) == 46
 
@@ -191,7 +191,7 @@ def test_an_exposed_entry_is_refused(
         forged.symlink_to(cache / "elsewhere")
     elif exposure == "another's":
         own = os.geteuid()
-        monkeypatch.setattr(_compile, "_refusal", lambda directory: None)
+        monkeypatch.setattr(_cache, "_refusal", lambda directory: None)
         monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     else:
         forged.chmod(0o602 if exposure == "others may write" else 0o620)
@@ -237,7 +237,7 @@ def _unusable(kind: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elif kind == "a file in the way":
         cache.write_text("")
     elif kind == "full":
-        monkeypatch.setattr(_compile.tempfile, "mkstemp", fail(errno.ENOSPC))
+        monkeypatch.setattr(_cache.tempfile, "mkstemp", fail(errno.ENOSPC))
     else:
         monkeypatch.setattr(Path, "replace", fail(errno.ENOSPC))
 
@@ -256,22 +256,22 @@ def test_an_unusable_directory_costs_one_warning(
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert _compile.cache_directory() == tmp_path / "cache"
+    assert _cache.directory() == tmp_path / "cache"
     monkeypatch.delenv("SNN_FR_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _compile.cache_directory() == tmp_path / "xdg" / "snn_fr_plugin"
+    assert _cache.directory() == tmp_path / "xdg" / "snn_fr_plugin"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert _compile.cache_directory() == tmp_path / ".cache" / "snn_fr_plugin"
+    assert _cache.directory() == tmp_path / ".cache" / "snn_fr_plugin"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert _compile.cache_directory() == tmp_path / "Library" / "Caches" / "snn_fr_plugin"
+    assert _cache.directory() == tmp_path / "Library" / "Caches" / "snn_fr_plugin"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
-    assert _compile.cache_directory().name == f"snn_fr_plugin-{os.geteuid()}"
+    assert _cache.directory().name == f"snn_fr_plugin-{os.geteuid()}"
 
 
 # ---- several processes, and processes that die

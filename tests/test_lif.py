@@ -16,7 +16,7 @@ from snn_fr_plugin.ops import LIFState, lif
 from snn_fr_plugin.ops.lif.reference import lif as reference
 
 from .support import (
-    PROVIDERS,
+    PROVIDERS_AND_CUDA,
     assert_close,
     assert_some_spikes,
     gradients,
@@ -28,7 +28,7 @@ from .support import (
 
 pytestmark = [
     pytest.mark.usefixtures("provider"),
-    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+    pytest.mark.parametrize("provider", PROVIDERS_AND_CUDA, indirect=True),
 ]
 
 MODES = list(lif_modes())

@@ -1,36 +1,25 @@
 """Builds a ``.cpp`` of the package with the host compiler into a per-user cache, and loads it with ctypes.
 
-A cache entry is one file, ``<operator>-<dtype>-<key>-<digest>.so``: the key covers all that the code depends
-on, the digest is of the file itself. So an entry appears by one rename, a damaged one is recognised before
-it is loaded, and processes that build at the same time cannot disturb each other. An entry is code: it is
-loaded only if this user owns it and nobody else can write to it or to its directory. Where the cache cannot
-be used, kernels are built for this process alone.
-
 Objects are compiled with OpenMP and linked without: its symbols resolve to the runtime that torch has loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import os
-import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch  # first of all: loads the OpenMP runtime that the kernels use
 
-__all__ = ["CompilerError", "Toolchain", "available", "cache_directory", "load", "toolchain"]
+from . import _cache
+
+__all__ = ["CompilerError", "Toolchain", "available", "load", "toolchain"]
 
 _INSTALL = (
     "backend='cpp' needs a C++17 compiler (g++ or clang++): apt install g++, dnf install gcc-c++, "
@@ -55,19 +44,6 @@ class Toolchain(NamedTuple):
     openmp: bool
     version: str
     identity: str  # compiler version and instruction set, as far as generated code depends on them
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: ``$SNN_FR_CACHE``, else the platform's cache directory."""
-    if own := os.environ.get("SNN_FR_CACHE"):
-        return Path(own).expanduser().absolute()
-    if sys.platform != "darwin" and (caches := os.environ.get("XDG_CACHE_HOME")):
-        return Path(caches).absolute() / "snn_fr_plugin"
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home directory, as in some containers
-        return Path(tempfile.gettempdir()) / f"snn_fr_plugin-{os.geteuid()}"
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "snn_fr_plugin"
 
 
 @functools.cache
@@ -146,81 +122,17 @@ def load(source: Path, dtype: torch.dtype, *flags: str) -> ctypes.CDLL:
 
 
 def _open(label: str, source: Path, flags: tuple[str, ...], chain: Toolchain) -> ctypes.CDLL:
-    directory = cache_directory()
-    name = f"{label}-{_key(source, flags, chain)}"
-    refusal = _refusal(directory)
-    if refusal is None:
-        for entry in _entries(directory, name):
-            try:
-                return ctypes.CDLL(str(entry))
-            except OSError as error:
-                refusal = str(error)
-    with tempfile.TemporaryDirectory(prefix="snn_fr_plugin-") as scratch:
-        built = _build(source, flags, chain, Path(scratch))
-        if refusal is None:
-            try:
-                return ctypes.CDLL(str(_publish(built, directory, name)))
-            except OSError as error:
-                refusal = str(error)
-        try:
-            library = ctypes.CDLL(str(built))
-        except OSError as error:
-            raise CompilerError(
-                f"{shlex.join(chain.command)} built a library that cannot be loaded: {error}"
-            ) from error
-        _warn_of(directory, refusal)
-        return library
-
-
-def _key(source: Path, flags: tuple[str, ...], chain: Toolchain) -> str:
-    digest = hashlib.sha256()
-    for part in (*chain.command, *chain.flags, chain.identity, *flags):
-        digest.update(part.encode() + b"\0")
-    for file in _closure(source):
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:32]
-
-
-def _closure(source: Path) -> list[Path]:
-    """``source`` and every file it includes in quotes, directly or not."""
-    files = [source.resolve()]
-    for file in files:
-        for include in re.findall(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', file.read_text(), re.MULTILINE):
-            if (found := (file.parent / include).resolve()) not in files:
-                files.append(found)
-    return files
-
-
-def _refusal(directory: Path) -> str | None:
-    """Why code must not be kept in the directory, which is made if need be; ``None`` if it may."""
+    key = _cache.key(source, (*chain.command, *chain.flags, chain.identity, *flags))
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = directory.stat()
-        exposed = [d for d in directory.resolve().parents if d.stat().st_mode & 0o1002 == 0o002]
+        return _cache.obtain(
+            f"{label}-{key}",
+            lambda scratch: _build(source, flags, chain, scratch),
+            lambda library: ctypes.CDLL(str(library)),
+        )
     except OSError as error:
-        return str(error)
-    if info.st_uid != os.geteuid():
-        return f"it belongs to user {info.st_uid}, not to {os.geteuid()}"
-    if info.st_mode & 0o022:
-        return f"others can write to it (mode {stat.S_IMODE(info.st_mode):o})"
-    return f"others can replace it, for they can write to {exposed[0]}" if exposed else None
-
-
-def _entries(directory: Path, name: str) -> Iterator[Path]:
-    """Cached builds that are whole and belong to this user alone; a damaged one is removed."""
-    for path in sorted(directory.glob(f"{name}-*.so")):
-        with contextlib.suppress(OSError):
-            info = path.lstat()
-            if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
-                continue
-            if path.stem == f"{name}-{_digest(path)}":
-                yield path
-            else:
-                path.unlink()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        raise CompilerError(
+            f"{shlex.join(chain.command)} built a library that cannot be loaded: {error}"
+        ) from error
 
 
 def _build(source: Path, flags: tuple[str, ...], chain: Toolchain, scratch: Path) -> Path:
@@ -243,32 +155,3 @@ def _run(command: list[str]) -> str:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
         raise CompilerError(f"{shlex.join(command)} ended with {how}:\n{done.stderr.strip()[-4000:]}")
     return done.stdout
-
-
-def _publish(built: Path, directory: Path, name: str) -> Path:
-    """Puts the library into the cache under its final name, in one step."""
-    entry = directory / f"{name}-{_digest(built)}.so"
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".building-")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(built.read_bytes())
-        Path(temporary).replace(entry)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return entry
-
-
-_warned = False
-
-
-def _warn_of(directory: Path, reason: str) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"compiled kernels cannot be kept in {directory}: {reason}. They are built again in every "
-            "process; set SNN_FR_CACHE to a directory that only you can write to.",
-            RuntimeWarning,
-            stacklevel=2,
-        )

@@ -9,7 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["call", "per_neuron", "sum_to"]
+__all__ = ["call", "fill", "per_neuron", "sum_to"]
+
+
+def fill(
+    arguments: ctypes.Structure, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """Put the addresses of the tensors into the fields of ``arguments`` that bear their names.
+
+    Inputs are made contiguous; a tensor without elements is a null pointer, as is a field not named.
+
+    Returns:
+        The inputs that the addresses point to: keep them until the kernel has run (or has been put into the
+        stream from which their memory comes).
+    """
+    rows = {name: tensor.contiguous() for name, tensor in inputs.items()}
+    for field, tensor in (*rows.items(), *outputs.items()):
+        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
+    return list(rows.values())
 
 
 def call(
@@ -18,14 +35,10 @@ def call(
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
 ) -> None:
-    """Run a kernel on ``arguments``, whose fields named here get the addresses of the tensors.
-
-    Inputs are made contiguous; a tensor without elements is a null pointer, as is a field not named.
-    """
-    rows = {name: tensor.contiguous() for name, tensor in inputs.items()}  # copies outlive the call
-    for field, tensor in (*rows.items(), *outputs.items()):
-        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
+    """Run a CPU kernel on ``arguments``, filled with the addresses of the tensors."""
+    rows = fill(arguments, inputs, outputs)
     function(ctypes.byref(arguments))
+    del rows  # until here
 
 
 def per_neuron(parameter: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
@@ -35,6 +48,7 @@ def per_neuron(parameter: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
 
 def sum_to(row: Tensor, shape: torch.Size) -> Tensor:
     """``row`` summed to a shape that broadcasts to it, in an order that no thread count changes."""
-    if shape.numel() == 1 and row.numel():  # torch splits a sum of all elements between its threads
+    # on a CPU torch splits a sum of all elements between its threads
+    if row.device.type == "cpu" and shape.numel() == 1 and row.numel():
         return row.flatten().cumsum(0)[-1].view(shape)
     return row.sum_to_size(shape)

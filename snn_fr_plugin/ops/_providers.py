@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from .._checks import check_choice
-from . import _compile
+from . import _compile, _cupy
 
 __all__ = ["BACKENDS", "check_backend", "choose"]
 
@@ -28,21 +28,24 @@ def choose(backend: str, device: torch.device) -> str:
     Raises:
         ValueError: the name is unknown, or the provider does not serve that device.
         CompilerError: ``backend="cpp"`` and no C++ compiler works here; the message says what to install.
-        NotImplementedError: the provider is not part of this release.
+        ImportError, RuntimeError: ``backend="cupy"`` and CuPy is not installed or does not work here; the
+            message says what to do.
     """
     check_backend(backend)
     if backend == "auto":
-        return "cpp" if device.type == "cpu" and _compile.available() else "torch"
+        if device.type == "cpu" and _compile.available():
+            return "cpp"
+        return "cupy" if device.type == "cuda" and _cupy.available_or_warn() else "torch"
     if backend == "torch":
         return "torch"
     if device.type != _DEVICE_OF[backend]:
         raise ValueError(
             f"backend={backend!r} serves {_DEVICE_OF[backend]} tensors, got a tensor on {device}"
         )
-    if backend == "cpp":
-        if not _compile.available():  # torch.compile traces this, and takes it for a constant
-            _compile.toolchain()  # says why not
-        return "cpp"
-    raise NotImplementedError(
-        f"backend={backend!r} is not part of this release: use backend='torch' or backend='auto'"
-    )
+    if (
+        backend == "cpp" and not _compile.available()
+    ):  # torch.compile traces this, and takes it for a constant
+        _compile.toolchain()  # says why not
+    if backend == "cupy" and not _cupy.available():
+        _cupy.require()
+    return backend

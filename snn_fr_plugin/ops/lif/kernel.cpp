@@ -5,6 +5,7 @@
 // on them.
 #include "../host.h"
 #include "../pages.h"
+#include "arguments.h"
 #include "step.h"
 
 namespace snn_fr {
@@ -12,31 +13,8 @@ namespace {
 
 constexpr int STRIP = 256 / sizeof(real);  // columns computed together, the trip count of the inner loops
 constexpr int GROUP = 4;                   // steps computed together
-constexpr int CHUNK = 32;                  // steps between checkpoints, as in cpp_provider.py
 constexpr int TILE = 1024;                 // most columns a thread takes at once: a row is about a page
 constexpr index PER_THREAD = 16384;        // elements below which another thread does not pay
-
-// Field by field as in cpp_provider.py. A pointer is null where there is nothing to read or to write.
-struct Arguments {
-    index steps, neurons;
-    double v_reset, alpha;
-    int charge, reset, period, integrate, inclusive, attached, kind, threads;
-    int decay_stride, threshold_stride, magnitude_stride;  // 0: one value for all neurons
-    const io* x;
-    const real *v0, *decay, *threshold, *magnitude;
-    const int* refractory0;
-    real* checkpoints;
-
-    io* spikes;
-    real *membrane, *charged, *v;
-    unsigned char* is_open;
-    int* refractory;
-
-    const io* grad_spikes;
-    const real *grad_membrane, *grad_charged, *grad_v;
-    io* grad_x;
-    real *grad_v0, *grad_decay, *grad_threshold, *grad_magnitude;
-};
 
 // Rows of a tile: the parameters of its neurons, and what is carried from step to step.
 struct alignas(64) Columns {

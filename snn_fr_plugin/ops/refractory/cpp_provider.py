@@ -7,39 +7,16 @@ thread count.
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ... import surrogate
 from .. import _compile, _native
+from .arguments import KINDS, SCHEMES, Arguments
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _SPAN = 1024  # steps over which the backward sums the gradient of the threshold
-_SCHEMES = {"absolute": 0, "window": 1, "strided": 2, "onset": 3}
-_KINDS = {kind: i for i, kind in enumerate(surrogate.KINDS)}
-
-
-class _Arguments(ctypes.Structure):
-    """``struct Arguments`` of ``kernel.cpp``, field by field."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("steps", "neurons")),
-        ("alpha", ctypes.c_double),
-        *(
-            (name, ctypes.c_int)
-            for name in ("period", "scheme", "inclusive", "kind", "threads", "threshold_stride")
-        ),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("drive", "threshold", "state", "spikes", "is_open", "final_state"),
-                *("grad_spikes", "was_open", "grad_drive", "grad_threshold"),
-            )
-        ),
-    )
 
 
 def forward(
@@ -48,7 +25,7 @@ def forward(
     """Spikes, gate (bool) and state."""
     spikes, final = drive.new_empty(drive.shape), state.new_empty(state.shape)
     is_open = drive.new_empty(drive.shape, dtype=torch.bool)
-    rules = _Arguments(period=period, scheme=_SCHEMES[scheme], inclusive=inclusive)
+    rules = Arguments(period=period, scheme=SCHEMES[scheme], inclusive=inclusive)
     _call(
         "forward",
         rules,
@@ -67,7 +44,7 @@ def backward(
     spans = threshold.new_empty((-(-drive.shape[0] // _SPAN), *drive.shape[1:]))
     _call(
         "backward",
-        _Arguments(kind=_KINDS[kind], alpha=alpha),
+        Arguments(kind=KINDS[kind], alpha=alpha),
         threshold,
         {"drive": drive, "grad_spikes": grad_spikes, "was_open": is_open},
         {"grad_drive": grad_drive, "grad_threshold": spans},
@@ -76,7 +53,7 @@ def backward(
 
 
 def _call(
-    name: str, arguments: _Arguments, threshold: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
+    name: str, arguments: Arguments, threshold: Tensor, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
 ) -> None:
     drive = inputs["drive"]
     arguments.steps, arguments.neurons = drive.shape[0], drive.shape[1:].numel()

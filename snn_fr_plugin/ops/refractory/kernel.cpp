@@ -12,9 +12,9 @@ constexpr index SPAN = 1024;         // as in cpp_provider.py
 constexpr index AHEAD = 4;           // rows to prefetch
 constexpr index PER_THREAD = 16384;  // elements below which another thread does not pay
 
-enum Scheme { ABSOLUTE, WINDOW, STRIDED, ONSET };  // as in cpp_provider.py
+enum Scheme { ABSOLUTE, WINDOW, STRIDED, ONSET };  // as in arguments.py
 
-// Field by field as in cpp_provider.py.
+// Field by field as in arguments.py.
 struct Arguments {
     index steps, neurons;
     double alpha;

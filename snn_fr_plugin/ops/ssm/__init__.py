@@ -40,7 +40,7 @@ def diagonal_ssm(
         C_bar: output matrix [H, n], complex, same dtype.
         D: feed-through [H], real, or ``None``.
         state: h of the last call [N, H, n], complex; ``None`` is zeros.
-        backend: "auto", "torch", "cpp" or "cupy".
+        backend: "auto", "torch" or "cpp". CUDA tensors are served by "torch".
 
     Returns:
         y [T, N, H] in the dtype of x, and the final state [N, H, n].
@@ -48,6 +48,7 @@ def diagonal_ssm(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device; the message says what was expected and what came.
+        NotImplementedError: ``backend="cupy"``: there is no CUDA kernel for this operator yet.
 
     Reference:
         A. Gu et al., On the Parameterization and Initialization of Diagonal State Space Models, arXiv
@@ -63,6 +64,12 @@ def diagonal_ssm(
     if x.dim() != 3:
         raise ValueError(f"x must have shape [T, N, H], got {tuple(x.shape)}")
     provider = _providers.choose(backend, x.device)
+    if provider == "cupy":
+        if backend == "cupy":
+            raise NotImplementedError(
+                "backend='cupy' has no kernel for diagonal_ssm in this release: use backend='auto' or 'torch'"
+            )
+        provider = "torch"
     channels, dtype = x.shape[2], state_dtype(x)
     for name, matrix in (("A_bar", A_bar), ("C_bar", C_bar)):
         if not isinstance(matrix, Tensor):

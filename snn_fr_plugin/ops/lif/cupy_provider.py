@@ -1,0 +1,72 @@
+"""``ops.lif`` by ``kernel.cu``: one pass over memory forward, one and a half backward.
+
+A neuron is computed by one thread in one order, with the operations of ``step.h``, each rounded on its own:
+spikes and membranes have the bits of the other providers. The kernels have been compiled for GPUs and run on
+a CPU (``tests/cuda_shim.h``), not yet on a GPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import _cupy
+from . import compiled
+from .compiled import Arguments, saved_shapes
+
+__all__ = ["SAVES_SPIKES", "backward", "forward", "saved_shapes"]
+
+SAVES_SPIKES = False  # the backward replays them
+
+_SOURCE = Path(__file__).with_name("kernel.cu")
+_THREADS = 64  # of a block
+_FEW = 24_576  # neurons below which more loads in flight pay for the registers that they take
+_PACKED = (torch.float16, torch.bfloat16)
+
+
+def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+    x, neurons = inputs["x"], arguments.neurons
+    lanes = 1
+    if x.dtype in _PACKED and neurons % 2 == 0:
+        rows = (inputs.get("x"), inputs.get("grad_spikes"), outputs.get("spikes"), outputs.get("grad_x"))
+        lanes = 1 if any(row is not None and row.data_ptr() % 4 for row in rows) else 2
+    # two tiles of 32 words are what registers hold; a half on its own takes a word too, and more to unpack it
+    if x.dtype == torch.float64:
+        tile = 8
+    else:
+        tile = 32 if neurons < _FEW and (lanes == 2 or x.dtype == torch.float32) else 16
+    if name == "backward":
+        beyond = ("grad_membrane", "grad_charged", "grad_decay", "grad_threshold", "grad_magnitude")
+        asked = inputs.keys() | outputs.keys()
+        if "grad_spikes" not in inputs or not arguments.integrate or not asked.isdisjoint(beyond):
+            name = "backward_full"
+    _cupy.launch(
+        _SOURCE,
+        f"snn_fr_lif_{name}",
+        x.dtype,
+        -(-neurons // (lanes * _THREADS)),
+        _THREADS,
+        arguments,
+        inputs,
+        outputs,
+        flags=flags(arguments.charge, arguments.reset, lanes, tile),
+    )
+
+
+@cache
+def flags(charge: int, reset: int, lanes: int, tile: int) -> tuple[str, ...]:
+    """What the kernels are compiled with: no contraction to FMA, and what they are specialised for."""
+    return (
+        "--fmad=false",
+        f"-DSNN_FR_CHARGE={charge}",
+        f"-DSNN_FR_RESET={reset}",
+        f"-DSNN_FR_LANES={lanes}",
+        f"-DSNN_FR_TILE={tile}",
+    )
+
+
+forward = partial(compiled.forward, _run)
+backward = partial(compiled.backward, _run)

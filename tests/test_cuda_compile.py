@@ -1,0 +1,108 @@
+"""Every variant of the CUDA kernels compiles, without a GPU, and keeps what it needs in registers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from snn_fr_plugin.ops import _cupy
+from snn_fr_plugin.ops.lif import cupy_provider as lif
+from snn_fr_plugin.ops.refractory import cupy_provider as refractory
+
+nvrtc = pytest.importorskip(
+    "cupy_backends.cuda.libs.nvrtc",
+    reason="needs CuPy: pip install 'snn-fr-plugin[test]'",
+    exc_type=ImportError,
+)
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# everything is compiled for the first; for the others, where the compiler knows them, a quarter, in which
+# every charge and reset occurs with some dtype
+ARCHITECTURES = ("sm_90", "sm_80", "sm_75", "sm_100")
+REGISTERS = 128
+_KERNEL = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+class Variant(NamedTuple):
+    source: Path
+    dtype: torch.dtype
+    flags: tuple[str, ...]
+    exact: bool  # no operation may contract or flush
+
+
+def _lif(dtype: torch.dtype) -> Iterator[Variant]:
+    """Every charge and reset, on tiles and lanes in turn."""
+    shapes = {torch.float32: [(1, 16), (1, 32)], torch.float64: [(1, 8)]}
+    turns = itertools.cycle(shapes.get(dtype, [(2, 16), (2, 32), (1, 16)]))
+    for charge, reset in itertools.product(range(3), range(5)):
+        yield Variant(lif._SOURCE, dtype, lif.flags(charge, reset, *next(turns)), True)
+
+
+def _variants(dtype: torch.dtype) -> list[Variant]:
+    return [*_lif(dtype), Variant(refractory._SOURCE, dtype, refractory._FLAGS, True)]
+
+
+def _kernels(source: Path) -> set[str]:
+    return set(re.findall(r"__global__[^;{]*?(snn_fr_\w+)\(", source.read_text(encoding="utf-8")))
+
+
+def _check(variant: Variant, architecture: str) -> list[str]:
+    """What is wrong with a variant."""
+    source, dtype, flags, exact = variant
+    compiled = _cupy.compile_source(source, dtype, (*flags, "--ptxas-options=-v"), architecture)
+    found = {kernel: tuple(map(int, numbers)) for kernel, *numbers in _KERNEL.findall(compiled.log)}
+    wrong = []
+    if found.keys() != _kernels(source) or not compiled.cubin:
+        wrong.append(f"kernels {sorted(found)}")
+    for kernel, (stack, stores, loads, registers) in found.items():
+        if stack or stores or loads or not 0 < registers <= REGISTERS:
+            wrong.append(
+                f"{kernel}: {stack} bytes of stack, {stores} + {loads} of spills, {registers} registers"
+            )
+    if exact:
+        wrong += re.findall(
+            r"\b(?:fma|\w+\.ftz|\w+\.ftz\.\w+|\w+\.approx|div\.full)\.\w+", compiled.ptx.decode()
+        )
+    return [f"{source.parent.name} {' '.join(flags)}: {each}" for each in wrong]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_registers_spills_and_rounding(architecture: str, dtype: torch.dtype) -> None:
+    if int(architecture.removeprefix("sm_")) not in nvrtc.getSupportedArchs():
+        pytest.skip(f"NVRTC {nvrtc.getVersion()} does not know {architecture}")
+    variants = _variants(dtype)
+    if architecture != ARCHITECTURES[0]:
+        variants = variants[(DTYPES.index(dtype) + ARCHITECTURES.index(architecture)) % 4 :: 4]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC compiles without the interpreter's lock
+        wrong = [each for found in pool.map(lambda v: _check(v, architecture), variants) for each in found]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_options_are_what_keeps_roundings_apart() -> None:
+    """Without them the check above finds what it looks for."""
+    source, dtype, flags, _ = next(_lif(torch.float32))
+    assert flags[0] == "--fmad=false"
+    assert _check(Variant(source, dtype, (*flags[1:], "--fmad=true"), True), "sm_90")
+    flushed = _cupy.compile_source(source, dtype, (*flags, "--ftz=true"), "compute_90")
+    assert b".ftz" in flushed.ptx and not flushed.cubin
+
+
+def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cu"
+    source.write_text('extern "C" __global__ void kernel() { what_is_this; }\n')
+    with pytest.raises(RuntimeError, match=r"does not compile .*kernel.cu for sm_90(.|\n)*what_is_this"):
+        _cupy.compile_source(source, torch.float32, (), "sm_90")
