@@ -34,9 +34,13 @@ class SequenceModule(nn.Module):
         """The whole sequence [T, N, *] from ``state`` (``None``: fresh): the output and the next state."""
         raise NotImplementedError
 
+    def check_causal(self) -> None:
+        """Raise a RuntimeError if an output may depend on later inputs, so that there are no single steps."""
+
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """One step [N, *] from ``state`` (``None``: fresh): the output and the next state."""
+        """One step [N, *] from ``state`` (``None``: fresh). A RuntimeError where there are no steps."""
         check_step(x)
+        self.check_causal()
         y_seq, state = self.forward(x[None], state)  # T = 1: the same operator, the same rounding
         return y_seq[0], state
 
@@ -47,6 +51,8 @@ class SequenceModule(nn.Module):
 
 class MemoryModule(SequenceModule):
     """Linear, with all the history: what a spiking module samples."""
+
+    dynamics: tuple[str, ...] = ()  # names of the parameters that set its time scales: trained with care
 
 
 class SpikingModule(SequenceModule):
@@ -72,14 +78,6 @@ class SpikingModule(SequenceModule):
         drive, state = self.integrate(x_seq, state)
         spikes, state = self.fire(drive, state)
         return spikes.to(x_seq.dtype), state
-
-    def check_causal(self) -> None:
-        """Raise a RuntimeError if a spike may depend on later inputs, so that there are no single steps."""
-
-    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Binary spikes [N, *] of one step [N, *], and the state. A RuntimeError where that is impossible."""
-        self.check_causal()
-        return super().step(x, state)
 
 
 def complex_state_dtype(x: Tensor) -> torch.dtype:

@@ -24,6 +24,8 @@ ADAPTERS = ROOT / "integrations"
 
 # a layer may import from the layers to its right, and from itself
 LAYERS = {
+    "__main__": {"_info"},
+    "_info": {"ops", "_version"},
     "systems": {"memory", "spiking", "ops", "surrogate", "discretize", "_module", "_checks"},
     "memory": {"ops", "surrogate", "discretize", "_module", "_checks"},
     "spiking": {"ops", "surrogate", "discretize", "_module", "_checks"},
@@ -76,7 +78,18 @@ def test_nothing_in_the_core_imports_an_adapter_or_a_framework() -> None:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for name in _imports(path, module):
             assert not name.startswith(("snn_fr_plugin.integrations", "integrations")), path
-            assert name.partition(".")[0] not in {"snntorch", "spikingjelly", "cupy"}, path
+            assert name.partition(".")[0] not in {"snntorch", "spikingjelly"}, path
+
+
+def test_cupy_is_imported_in_one_file_and_only_when_asked_for() -> None:
+    for path in [*_core_files(), *sorted(ADAPTERS.rglob("*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(name.partition(".")[0] in {"cupy", "cupy_backends", "cupyx"} for name in names):
+                assert path == CORE / "ops" / "_cupy.py" and node in inside, (path, node.lineno)
 
 
 def test_adapters_import_absolutely() -> None:
@@ -152,7 +165,7 @@ def test_wheel_content(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kinds = {".py", ".cpp", ".cu", ".h", ".typed"}
+    kinds = {".py", ".cpp", ".cu", ".h", ".json", ".typed"}
     expected = {p.relative_to(ROOT).as_posix() for p in CORE.rglob("*") if p.suffix in kinds}
     expected |= {
         f"snn_fr_plugin/{p.relative_to(ROOT).as_posix()}" for p in ADAPTERS.rglob("*") if p.suffix in kinds

@@ -362,7 +362,26 @@ def test_sliding_psn_builds_no_matrix_over_time() -> None:
     module, x = SlidingPSN(k), torch.randn(2000, 1, 1, requires_grad=True)
     with _Largest() as largest:
         module(x)[0].sum().backward()
-    assert largest.numel <= steps + k - 1
+    assert largest.numel <= steps + 2 * (k - 1)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("frozen", [None, "x", "weight"])
+def test_the_filter_of_sliding_psn_is_differentiable_twice(k: int, frozen: str | None) -> None:
+    module = SlidingPSN(k, exp_init=False, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64).requires_grad_(frozen != "x")
+    module.weight.requires_grad_(frozen != "weight")
+
+    def filtered(*_: Tensor) -> Tensor:
+        return module.integrate(x)[0]
+
+    assert torch.autograd.gradcheck(filtered, (x, module.weight))
+    assert torch.autograd.gradgradcheck(filtered, (x, module.weight))
+
+
+def test_the_graph_of_sliding_psn_does_not_grow_with_its_taps() -> None:
+    x = torch.randn(20, 2, C, requires_grad=True)
+    assert len({graph_size(SlidingPSN(k)(x)[0]) for k in (1, 4, 16)}) == 1
 
 
 # laws

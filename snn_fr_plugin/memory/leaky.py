@@ -40,6 +40,7 @@ class Leaky(MemoryModule):
     """
 
     beta: float | Tensor
+    dynamics = ("beta",)
 
     def __init__(
         self, beta: float | Tensor = 0.9, *, learn_beta: bool = False, backend: str = "auto"

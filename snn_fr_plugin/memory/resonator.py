@@ -53,6 +53,8 @@ class Resonator(MemoryModule):
         [1.0, 0.0, -1.0, 0.0, 1.0]
     """
 
+    dynamics = ("log_tau", "theta")
+
     def __init__(
         self,
         d_model: int,

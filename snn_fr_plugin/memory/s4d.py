@@ -70,6 +70,8 @@ class S4D(MemoryModule):
         (torch.Size([10, 2, 4]), torch.Size([2, 4, 4]))
     """
 
+    dynamics = ("log_dt", "log_A_real", "A_imag")
+
     def __init__(
         self,
         d_model: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,7 @@ class SlidingPSN(_PSN):
     def integrate(self, y_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The filtered sequence h [T, N, *], in the dtype of the state, and the last k - 1 inputs."""
         padded = _after_recent(y_seq, state, self.k)
-        steps, (first, *taps) = y_seq.shape[0], self.weight.to(padded.dtype).unbind(0)
-        h_seq = first * padded[:steps]
-        for i, tap in enumerate(taps, 1):
-            h_seq = torch.addcmul(h_seq, tap, padded[i : i + steps])
-        return h_seq, padded[steps:].clone()
+        return _Filter.apply(padded, self.weight.to(padded.dtype)), padded[len(y_seq) :].clone()
 
     def fire(self, drive_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Spikes of a filtered sequence; the state passes through."""
@@ -347,6 +343,37 @@ class MaskedPSN(_PSN):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, T={self.T}, lambda_={float(self._lambda_):g}"
+
+
+class _Filter(torch.autograd.Function):
+    """``_filter`` with a graph of one node: autograd would keep a sequence for every tap."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        return _filter(padded, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad,), (padded, weight) = grads, ctx.saved_tensors
+        k, row = len(weight), grad.reshape(-1)
+        grad_padded = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            around = grad.new_zeros((k - 1, *grad.shape[1:]))
+            grad_padded = _filter(torch.cat([around, grad, around]), weight.flip(0))
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.stack([row.dot(padded[i : i + len(grad)].reshape(-1)) for i in range(k)])
+        return grad_padded, grad_weight
+
+
+def _filter(padded: Tensor, weight: Tensor) -> Tensor:
+    """sum_i weight_i padded[t + i], for every t where all taps have an input."""
+    first, *taps = weight.unbind(0)
+    steps = len(padded) - len(taps)
+    h_seq = first * padded[:steps]
+    for i, tap in enumerate(taps, 1):
+        h_seq.addcmul_(tap, padded[i : i + steps])
+    return h_seq
 
 
 def _after_recent(x_seq: Tensor, recent: Tensor | None, k: int) -> Tensor:

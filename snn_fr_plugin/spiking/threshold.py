@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from .._checks import check_flag, check_step
 from .._module import SpikingModule
 from ..ops.refractory import Scheme
 from ..surrogate import ATan
+from ._positive import get_positive, register_positive, show_positive
 
 __all__ = ["Threshold"]
 
@@ -61,30 +62,16 @@ class Threshold(SpikingModule):
         backend: str = "auto",
     ) -> None:
         super().__init__(backend=backend)
-        check_flag("learn_threshold", learn_threshold)
         check_flag("inclusive", inclusive)
         if not callable(surrogate):
             raise TypeError(f"surrogate must be callable, got {type(surrogate).__name__}")
-        if isinstance(threshold, Tensor):
-            if not threshold.is_floating_point():
-                raise TypeError(f"threshold must be a floating-point tensor, got {threshold.dtype}")
-        elif isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"threshold must be a float or a tensor, got {type(threshold).__name__}")
+        register_positive(self, "threshold", threshold, learn_threshold, must_be_positive=False)
         self.learn_threshold, self.inclusive, self.surrogate = learn_threshold, inclusive, surrogate
-        if learn_threshold:
-            start = threshold.detach() if isinstance(threshold, Tensor) else torch.tensor(float(threshold))
-            if not bool((start > 0).all()):
-                raise ValueError(f"a learnable threshold must be > 0, got {threshold}")
-            self.log_threshold = nn.Parameter(start.log())
-        elif isinstance(threshold, Tensor):
-            self.register_buffer("_threshold", threshold.detach().clone())
-        else:
-            self._threshold = float(threshold)
 
     @property
     def threshold(self) -> float | Tensor:
         """What the drive is compared with."""
-        return torch.exp(self.log_threshold) if self.learn_threshold else self._threshold
+        return get_positive(self, "threshold")
 
     def fire(self, drive_seq: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Spikes [T, N, *] of a drive [T, N, *], and the steps left blocked [N, *]."""
@@ -105,6 +92,4 @@ class Threshold(SpikingModule):
         return torch.zeros(x.shape, dtype=torch.int32, device=x.device)
 
     def extra_repr(self) -> str:
-        value = self.log_threshold if self.learn_threshold else self._threshold
-        shown = f"{value:g}" if isinstance(value, float) else f"tensor{tuple(value.shape)}"
-        return f"threshold={shown}, learn_threshold={self.learn_threshold}"
+        return f"{show_positive(self, 'threshold')}, learn_threshold={self.learn_threshold}"
