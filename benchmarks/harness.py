@@ -1,23 +1,36 @@
-"""What every benchmark shares: interleaved rounds, medians, ratios to a copy, the machine's name.
+"""What every benchmark shares: interleaved rounds, medians, ratios to a copy, peak memory, the machine.
 
 Absolute times drift with the machine; ratios of one run do not. So all rows of a table run in turn, round by
-round, and a same-size ``copy_`` is one of them.
+round, and a same-size ``copy_`` is the first of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from torch import Tensor
+
+import snn_fr_plugin
+from snn_fr_plugin.ops._providers import BACKENDS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_PACKAGES = ("torch", "snntorch", "spikingjelly", "cupy-cuda12x", "cupy-cuda13x", "triton", "snn-fr-plugin")
 
 
 @dataclass
@@ -33,80 +46,213 @@ class Row:
         return statistics.median(self.seconds)
 
 
-def measure(rows: list[Row], rounds: int, warmup: int = 1) -> None:
-    """Time every row once a round, all rows in turn."""
-    for round_ in range(-warmup, rounds):
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="where the tensors are: cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds; medians are reported")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch.set_num_threads")
+    parser.add_argument("--fast-alloc", action="store_true", help="enable_fast_alloc(): hides peak memory")
+    parser.add_argument("--json", type=Path, help="write the tables to this file")
+    parser.add_argument("--plot", type=Path, help="draw time against T into this PNG")
+    return parser
+
+
+class Benchmark:
+    """A run of a benchmark: its options, and the tables it has measured."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.tables: list[dict[str, Any]] = []
+        torch.set_num_threads(arguments.threads)
+        torch.manual_seed(0)
+        self.machine = machine(self.device) | {"threads": str(torch.get_num_threads())}
+        if arguments.fast_alloc:
+            self.machine["allocation"] = "fast" if snn_fr_plugin.enable_fast_alloc() else "default"
+        print("  ".join(f"{k} {v}" for k, v in self.machine.items()))
+
+    def random(self, *shape: int) -> Tensor:
+        """Standard normal values on the device."""
+        return torch.randn(shape).to(self.device)
+
+    def table(self, title: str, like: Tensor, peers: dict[str, Callable[[], Any]], **facts: Any) -> None:
+        """Measure ``peers`` and a copy of ``like`` in turn, print the table and keep it.
+
+        ``facts`` say what distinguishes it from other tables; ``plot`` needs ``mode``, ``steps``, ``series``.
+        """
+        target = torch.empty_like(like)
+        rows = [Row("copy", lambda: target.copy_(like)), *(Row(*peer) for peer in peers.items())]
+        for round_ in range(-1, self.arguments.rounds):  # the first warms up
+            for row in rows:
+                elapsed = self._time(row.run)
+                if round_ >= 0:
+                    row.seconds.append(elapsed)
+        print(f"\n{title}")
+        width = max(len(row.name) for row in rows)
+        print(f"{'':{width}}  {'ms':>9}  {'ns/element':>10}  {'x copy':>8}  {'peak MB':>8}")
+        entries = []
         for row in rows:
-            start = time.perf_counter()
-            row.run()
-            elapsed = time.perf_counter() - start
-            if round_ >= 0:
-                row.seconds.append(elapsed)
+            peak = None if self.arguments.fast_alloc else peak_memory(row.run, self.device)
+            entry = {
+                "name": row.name,
+                "ms": round(row.median * 1e3, 5),
+                "ns_per_element": round(row.median / like.numel() * 1e9, 4),
+                "times_copy": round(row.median / rows[0].median, 3),
+                "peak_mb": None if peak is None else round(peak / 1e6, 1),
+            }
+            entries.append(entry)
+            print(
+                f"{row.name:{width}}  {entry['ms']:9.3f}  {entry['ns_per_element']:10.3f}  "
+                f"{entry['times_copy']:8.2f}  {'-' if peak is None else entry['peak_mb']:>8}"
+            )
+        self.tables.append({"title": title, "elements": like.numel(), **facts, "rows": entries})
+
+    def compare(self, ours: str, theirs: Sequence[str]) -> None:
+        """Print how much faster a row of the last table is than the fastest of others."""
+        ms = {row["name"]: row["ms"] for row in self.tables[-1]["rows"]}
+        present = [name for name in theirs if name in ms]
+        if ours in ms and present:
+            best = min(present, key=ms.__getitem__)
+            print(f"{ours} is {ms[best] / ms[ours]:.1f} x as fast as {best}")
+
+    def finish(self) -> None:
+        """Write the tables and the plot where the options say."""
+        if (path := self.arguments.json) is not None:
+            path.write_text(json.dumps({"machine": self.machine, "tables": self.tables}, indent=1) + "\n")
+            print(f"\nwritten to {path}")
+        if (path := self.arguments.plot) is not None:
+            where = "{processor} · {threads} threads · torch {torch}".format(**self.machine)
+            plot(self.tables, path, where)
+            print(f"drawn into {path}")
+
+    def _time(self, run: Callable[[], Any]) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        run()
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
-def machine() -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, str]:
     """Versions and machine, for the head of a table."""
     versions = {}
-    for package in ("torch", "snntorch", "spikingjelly", "snn-fr-plugin"):
+    for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        cpu = f"{names[0]} ({len(names)} visible)" if names else cpu
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor, info = platform.processor(), Path("/proc/cpuinfo")
+        if info.exists():
+            lines = info.read_text().splitlines()
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+            vectors = "AVX-512" if any("avx512f" in line for line in lines) else "no AVX-512"
+            processor = f"{names[0]}, {len(names)} cores, {vectors}" if names else processor
     return {
         "python": platform.python_version(),
-        **versions,
-        "cpu": cpu,
-        "threads": str(torch.get_num_threads()),
+        **{name: version for name, version in versions.items() if version != "absent"},
+        "processor": processor,
         "system": platform.system(),
     }
 
 
-def report(title: str, rows: list[Row], elements: int, copy: Row) -> dict[str, Any]:
-    """Print a table and return it as plain data."""
-    width = max(len(row.name) for row in rows)
-    print(f"\n{title}")
-    print(f"{'':{width}}  {'ms':>9}  {'ns/element':>10}  {'x copy':>8}")
-    table = []
-    for row in rows:
-        entry = {
-            "name": row.name,
-            "ms": row.median * 1e3,
-            "ns_per_element": row.median / elements * 1e9,
-            "times_copy": row.median / copy.median,
-            "rounds": len(row.seconds),
-        }
-        table.append(entry)
-        timing = f"{entry['ms']:9.3f}  {entry['ns_per_element']:10.3f}  {entry['times_copy']:8.1f}"
-        print(f"{row.name:{width}}  {timing}")
-    return {"title": title, "elements": elements, "rows": table}
+def training(run: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> Callable[[], None]:
+    """One forward and backward of ``run``, from a leaf."""
+
+    def step() -> None:
+        run(x.detach().requires_grad_()).backward(gradient)
+
+    return step
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that every benchmark has."""
-    options = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+def inference(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """One forward of ``run`` without a graph."""
+
+    def step() -> None:
+        with torch.no_grad():
+            run(x)
+
+    return step
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that a run takes at most beyond what was taken before; ``None`` where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed; what comes from there would not show
+    reset.write_text("5")  # the peak begins anew at what is resident now
+    before = _peak_resident()
+    run()
+    return _peak_resident() - before
+
+
+def _peak_resident() -> int:
+    (line,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _style(name: str, names: list[str]) -> dict[str, Any]:
+    """A colour for what is computed, a line style for who computes it: cpp and cupy solid, torch dashed."""
+    if name == "copy":
+        return {"color": "black", "linestyle": ":", "marker": "."}
+    subject, provider = _split(name)
+    subjects = [s for s in dict.fromkeys(_split(n)[0] for n in names) if s != "copy"]
+    i = subjects.index(subject)
+    line = {"cpp": "-", "cupy": "-", "torch": "--"}.get(provider, "-.")
+    return {"color": f"C{i % 10}", "marker": "osD^v<>PhX*d"[i % 12], "linestyle": line}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Name of a row without its provider, and the provider, if it has one."""
+    parts = name.split(", ")
+    provider = next((part for part in parts if part in BACKENDS), "")
+    return ", ".join(part for part in parts if part != provider), provider
+
+
+def plot(tables: list[dict[str, Any]], path: Path, subtitle: str) -> None:
+    """ns per element against T, a panel for each mode, a line for each row, of the tables with ``series``."""
+    chosen = [table for table in tables if table.get("series")]
+    modes = list(dict.fromkeys(table["mode"] for table in chosen))
+    names = list(dict.fromkeys(row["name"] for table in chosen for row in table["rows"]))
+    figure, axes = plt.subplots(
+        1, len(modes), figsize=(5 * len(modes) + 2.5, 4.5), sharey=True, squeeze=False
     )
-    options.add_argument("--rounds", type=int, default=7, help="timed rounds; medians are reported")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch.set_num_threads")
-    options.add_argument("--json", type=Path, default=None, help="write the tables to this file")
-    return options
-
-
-def start(arguments: argparse.Namespace) -> None:
-    """Apply the common options and print where this runs."""
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print("  ".join(f"{k} {v}" for k, v in machine().items()))
-
-
-def finish(arguments: argparse.Namespace, tables: list[dict[str, Any]]) -> None:
-    """Write the tables where ``--json`` says."""
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=2) + "\n")
-        print(f"\nwritten to {arguments.json}")
+    styles = {name: _style(name, names) for name in names}
+    for ax, mode in zip(axes[0], modes, strict=True):
+        for name in names:
+            points = [
+                (table["steps"], row["ns_per_element"])
+                for table in chosen
+                if table["mode"] == mode
+                for row in table["rows"]
+                if row["name"] == name
+            ]
+            ax.plot(*zip(*sorted(points), strict=True), label=name, markersize=5, **styles[name])
+        ax.set(xscale="log", yscale="log", title=mode, xlabel="steps T")
+        ticks = sorted({table["steps"] for table in chosen})
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("ns per element")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.suptitle(f"{chosen[0]['series']}\n{subtitle}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

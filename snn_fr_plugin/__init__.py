@@ -3,23 +3,57 @@
 from . import discretize, memory, ops, spiking, surrogate, systems
 from ._alloc import enable_fast_alloc
 from ._version import __version__
-from .memory import S4D, Leaky, Resonator
-from .spiking import PSN, FixedRefractory, MaskedPSN, SlidingPSN, Threshold
-from .systems import BinaryS4D, SpikingBlock, SpikingFRSSM, SpikingLayer, SpikingPSSM
+from .memory import S4D, Bidirectional, Leaky, MultiCompartment, Resonator
+from .spiking import (
+    LIF,
+    PSN,
+    BernoulliSampler,
+    BoundaryCompressedLIF,
+    CumulativeThreshold,
+    FixedRefractory,
+    MaskedPSN,
+    SlidingPSN,
+    SurrogateDynamicsLIF,
+    Threshold,
+)
+from .systems import (
+    PMSN,
+    PRF,
+    BinaryS4D,
+    PSpikeSSM,
+    SPikESSM,
+    SpikingBlock,
+    SpikingFRSSM,
+    SpikingLayer,
+    SpikingPSSM,
+    SpikingSSM,
+)
 
 __all__ = [
+    "LIF",
+    "PMSN",
+    "PRF",
     "PSN",
     "S4D",
+    "BernoulliSampler",
+    "Bidirectional",
     "BinaryS4D",
+    "BoundaryCompressedLIF",
+    "CumulativeThreshold",
     "FixedRefractory",
     "Leaky",
     "MaskedPSN",
+    "MultiCompartment",
+    "PSpikeSSM",
     "Resonator",
+    "SPikESSM",
     "SlidingPSN",
     "SpikingBlock",
     "SpikingFRSSM",
     "SpikingLayer",
     "SpikingPSSM",
+    "SpikingSSM",
+    "SurrogateDynamicsLIF",
     "Threshold",
     "__version__",
     "discretize",

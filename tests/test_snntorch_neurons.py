@@ -435,6 +435,23 @@ def test_the_graph_of_a_fused_sequence_does_not_grow_with_time(options: dict[str
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_the_factor_of_graded_spikes_is_heeded_however_it_comes(factor: float) -> None:
+    x = drive()
+    binary, _ = make("FRLeaky", multistep=True)(x)
+    assert_some_spikes(binary)
+    changed = make("FRLeaky", multistep=True)
+    changed(x)
+    changed.graded_spikes_factor.fill_(factor)
+    built = make("FRLeaky", multistep=True, graded_spikes_factor=factor)
+    per_neuron = make("FRLeaky", multistep=True, graded_spikes_factor=torch.full((C,), factor))
+    learned = make("FRLeaky", multistep=True, graded_spikes_factor=factor, learn_graded_spikes_factor=True)
+    for neuron in (changed, built, per_neuron, learned):
+        assert torch.equal(neuron(x)[0], binary * factor)
+    learned(x)[0].sum().backward()
+    assert learned.graded_spikes_factor.grad == binary.sum()
+
+
 def test_a_subclass_with_a_charge_of_its_own_keeps_it_in_sequences() -> None:
     class Leakless(fr.FRLeaky):
         def _base_state_function(self, input_: Tensor) -> Tensor:
