@@ -535,13 +535,13 @@ def test_opcheck(dtype: torch.dtype) -> None:
     v = torch.randn(2, 3, dtype=dtype, requires_grad=True)
     left = torch.ones(2, 3, dtype=torch.int32)
     decay, threshold = (torch.full((3,), value, dtype=dtype, requires_grad=True) for value in (0.9, 0.8))
-    mode = _mode()
-    args = (x, v, left, decay, threshold, threshold, *mode, True, False, True, "cpp")
+    mode = _mode().text
+    args = (x, v, left, decay, threshold, threshold, mode, True, False, True, "cpp")
     torch.library.opcheck(lif_op, args)
     outputs = lif_op(*args)
     backward = (
         torch.randn_like(x), None, None, torch.randn_like(v), *(a.detach() for a in args[:6]), None,
-        outputs[2].detach(), outputs[3], outputs[6], *mode, True, True, True, "cpp",
+        outputs[2].detach(), outputs[3], outputs[6], mode, True, True, True, "cpp",
     )  # fmt: skip
     torch.library.opcheck(lif_backward_op, backward)
 
@@ -565,6 +565,27 @@ def test_compile_fullgraph() -> None:
             gradients(got, cotangents, [x, beta]), gradients(expected, cotangents, [x, beta]), strict=True
         ):
             assert_close(p, q)
+
+
+def test_compile_fullgraph_while_the_mode_changes() -> None:
+    """Numbers that torch makes symbols of reach the kernel all the same."""
+
+    def net(x: Tensor, period: int, v_reset: float) -> Tensor:
+        return lif(x, 0.8, refractory_period=period, reset="zero", v_reset=v_reset, backend="cpp")[0]
+
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(40, 2, 3) + 0.6
+    found = [(compiled(x, *given), net(x, *given)) for given in ((1, 0.0), (2, 0.1), (5, -0.3), (0, 1 / 3))]
+    assert all(torch.equal(got, expected) for got, expected in found)
+    assert len({float(expected.sum()) for _, expected in found}) == len(found)
+
+
+def test_a_mode_survives_as_text() -> None:
+    for numbers in ((0, 0.1 + 0.2, 1e-300), (1000, -5e-324, 1e300), (3, 0.0, 2.0)):
+        for flags in itertools.product([False, True], repeat=5):
+            period, v_reset, alpha = numbers
+            mode = OperatorMode("tau_input", "subtract", period, v_reset, *flags, "piecewise_linear", alpha)
+            assert OperatorMode.from_text(mode.text) == mode
 
 
 # ---- as source

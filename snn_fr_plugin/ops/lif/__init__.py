@@ -19,7 +19,7 @@ from ..._checks import (
 )
 from ...surrogate import ATan, Surrogate
 from .. import _providers
-from .mode import EXTERNAL
+from .mode import EXTERNAL, Mode
 from .operator import lif_op
 from .reference import lif as _reference
 
@@ -181,12 +181,14 @@ def lif(
 
     # where no reset follows the spike in its own step, the membrane v_t is the charged one, h_t
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, decay, threshold, magnitude))
-    spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
-        x, v, refractory, decay, threshold, magnitude, charge, reset, refractory_period, float(v_reset),
-        reset_delay, refractory_input == "ignore", inclusive, detach_reset, gated,
-        surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
+    mode = Mode(
+        charge, reset, refractory_period, float(v_reset), reset_delay, refractory_input == "ignore",
+        inclusive, detach_reset, gated, surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
         surrogate.alpha if isinstance(surrogate, Surrogate) else 0.0,
-        return_membrane and immediate, not fused or (return_membrane and not immediate), save, provider,
+    )  # fmt: skip
+    spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
+        x, v, refractory, decay, threshold, magnitude, mode.text, return_membrane and immediate,
+        not fused or (return_membrane and not immediate), save, provider,
     )  # fmt: skip
     if not fused:
         spikes = (surrogate(charged - threshold) * is_open).to(x.dtype)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 EXTERNAL = "external"  # `kind` of a surrogate evaluated outside the kernel, on `charged` and `is_open`
 
 
 class Mode(NamedTuple):
-    """The non-tensor arguments of the operator, in its own order."""
+    """The non-tensor arguments of the operator.
+
+    Through the dispatcher they travel as one string: torch spends time quadratic in how many arguments
+    an operator has, and a short sequence feels it.
+    """
 
     charge: str  # "beta", "tau_input" or "tau"
     reset: str  # "none", "subtract" or "zero"
@@ -21,6 +26,29 @@ class Mode(NamedTuple):
     gated: bool  # False: no neuron can be refractory, the gate need not be computed
     kind: str  # surrogate kind, or EXTERNAL
     alpha: float
+
+    @staticmethod
+    @functools.lru_cache
+    def from_text(text: str) -> Mode:
+        """The mode whose ``text`` this is."""
+        charge, reset, period, v_reset, *flags, kind, alpha = text.split()
+        return Mode(
+            charge,
+            reset,
+            int(period),
+            float(v_reset),
+            *(flag == "True" for flag in flags),
+            kind,
+            float(alpha),
+        )
+
+    @property
+    def text(self) -> str:
+        """All of it in one string, floats to the last bit."""
+        return (
+            f"{self.charge} {self.reset} {self.period} {self.v_reset} {self.reset_delay} {self.ignore} "
+            f"{self.inclusive} {self.detach_reset} {self.gated} {self.kind} {self.alpha}"
+        )
 
     @property
     def immediate(self) -> str:

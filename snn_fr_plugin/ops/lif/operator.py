@@ -8,6 +8,8 @@ Forward outputs, in this order; an output that was not asked for has shape [0]:
     is_open      [T, N, *] bool: the gate, for surrogates evaluated outside (or saved for the backward)
     v, refractory          final state
     checkpoints            what else a provider saves for its backward
+
+What is not a tensor is in ``mode``, a ``Mode`` as text.
 """
 
 from __future__ import annotations
@@ -36,27 +38,23 @@ def lif_op(
     decay: Tensor,
     threshold: Tensor,
     magnitude: Tensor,
-    charge: str,
-    reset: str,
-    period: int,
-    v_reset: float,
-    reset_delay: bool,
-    ignore: bool,
-    inclusive: bool,
-    detach_reset: bool,
-    gated: bool,
-    kind: str,
-    alpha: float,
+    mode: str,
     want_membrane: bool,
     want_charged: bool,
     save: bool,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mode = Mode(
-        charge, reset, period, v_reset, reset_delay, ignore, inclusive, detach_reset, gated, kind, alpha
-    )
     return _PROVIDERS[provider].forward(
-        x, v0, refractory0, decay, threshold, magnitude, mode, want_membrane, want_charged, save
+        x,
+        v0,
+        refractory0,
+        decay,
+        threshold,
+        magnitude,
+        Mode.from_text(mode),
+        want_membrane,
+        want_charged,
+        save,
     )
 
 
@@ -68,26 +66,15 @@ def _(
     decay: Tensor,
     threshold: Tensor,
     magnitude: Tensor,
-    charge: str,
-    reset: str,
-    period: int,
-    v_reset: float,
-    reset_delay: bool,
-    ignore: bool,
-    inclusive: bool,
-    detach_reset: bool,
-    gated: bool,
-    kind: str,
-    alpha: float,
+    mode: str,
     want_membrane: bool,
     want_charged: bool,
     save: bool,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mode = Mode(
-        charge, reset, period, v_reset, reset_delay, ignore, inclusive, detach_reset, gated, kind, alpha
+    charged, is_open, checkpoints = _PROVIDERS[provider].saved_shapes(
+        x.shape, Mode.from_text(mode), want_charged, save
     )
-    charged, is_open, checkpoints = _PROVIDERS[provider].saved_shapes(x.shape, mode, want_charged, save)
     return (
         x.new_empty(x.shape),
         v0.new_empty(x.shape if want_membrane else (0,)),
@@ -115,32 +102,19 @@ def lif_backward_op(
     charged: Tensor,
     is_open: Tensor,
     checkpoints: Tensor,
-    charge: str,
-    reset: str,
-    period: int,
-    v_reset: float,
-    reset_delay: bool,
-    ignore: bool,
-    inclusive: bool,
-    detach_reset: bool,
-    gated: bool,
-    kind: str,
-    alpha: float,
+    mode: str,
     need_decay: bool,
     need_threshold: bool,
     need_magnitude: bool,
     provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mode = Mode(
-        charge, reset, period, v_reset, reset_delay, ignore, inclusive, detach_reset, gated, kind, alpha
-    )
     # autograd may hand a zero-size gradient to an output that was not asked for
     cotangents = (
         g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
     )
     return _PROVIDERS[provider].backward(
         *cotangents, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes, charged, is_open,
-        checkpoints, mode, need_decay, need_threshold, need_magnitude,
+        checkpoints, Mode.from_text(mode), need_decay, need_threshold, need_magnitude,
     )  # fmt: skip
 
 
@@ -169,8 +143,7 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     spikes, _, charged, is_open, _, refractory, checkpoints = output
-    ctx.attributes = inputs[6:17]
-    ctx.provider = inputs[-1]
+    ctx.mode, ctx.provider = inputs[6], inputs[-1]
     kept = spikes if _PROVIDERS[ctx.provider].SAVES_SPIKES else None
     ctx.save_for_backward(*inputs[:6], kept, charged, is_open, checkpoints)
     ctx.mark_non_differentiable(is_open, refractory, checkpoints)
@@ -181,8 +154,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     grad_spikes, grad_membrane, grad_charged, _, grad_v, _, _ = grads
     need = ctx.needs_input_grad
     gx, gv0, gdecay, gthreshold, gmagnitude = lif_backward_op(
-        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, *ctx.attributes, need[3],
-        need[4], need[5], ctx.provider,
+        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, ctx.mode, need[3], need[4],
+        need[5], ctx.provider,
     )  # fmt: skip
     return (
         gx,
@@ -191,7 +164,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gdecay if need[3] else None,
         gthreshold if need[4] else None,
         gmagnitude if need[5] else None,
-        *([None] * 15),
+        *([None] * 5),
     )
 
 
