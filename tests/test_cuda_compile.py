@@ -44,7 +44,7 @@ class Variant(NamedTuple):
 
 def _lif(dtype: torch.dtype) -> Iterator[Variant]:
     """Every charge and reset, on tiles and lanes in turn."""
-    shapes = {torch.float32: [(1, 16), (1, 32)], torch.float64: [(1, 8)]}
+    shapes = {torch.float32: [(1, 16), (1, 32)], torch.float64: [(1, 4)]}
     turns = itertools.cycle(shapes.get(dtype, [(2, 16), (2, 32), (1, 16)]))
     for charge, reset in itertools.product(range(3), range(5)):
         yield Variant(lif._SOURCE, dtype, lif.flags(charge, reset, *next(turns)), True)

@@ -35,7 +35,7 @@ def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: di
         lanes = 1 if any(row is not None and row.data_ptr() % 4 for row in rows) else 2
     # two tiles of 32 words are what registers hold; a half on its own takes a word too, and more to unpack it
     if x.dtype == torch.float64:
-        tile = 8
+        tile = 4
     else:
         tile = 32 if neurons < _FEW and (lanes == 2 or x.dtype == torch.float32) else 16
     if name == "backward":
