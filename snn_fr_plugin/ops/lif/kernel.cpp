@@ -13,6 +13,7 @@ namespace {
 
 constexpr int STRIP = 256 / sizeof(real);  // columns computed together, the trip count of the inner loops
 constexpr int GROUP = 4;                   // steps computed together
+constexpr int AHEAD = 24;                  // rows that the backward prefetches before their turn
 constexpr int TILE = 1024;                 // most columns a thread takes at once: a row is about a page
 constexpr index PER_THREAD = 16384;        // elements below which another thread does not pay
 
@@ -25,7 +26,8 @@ struct alignas(64) Columns {
 };
 
 // Rows of a strip, one for every step of a chunk: the state before each (and after the last), the charged
-// membrane, spikes, surrogate slopes; and rows on their way from and to memory.
+// membrane, spikes, and what the surrogate sees, which its slope then replaces; and rows on their way from and
+// to memory.
 struct alignas(64) Steps {
     real v[CHUNK + 1][STRIP], h[CHUNK][STRIP], spikes[CHUNK][STRIP], slope[CHUNK][STRIP];
     int left[CHUNK + 1][STRIP];
@@ -75,15 +77,27 @@ template <int CHARGE, int RESET, bool INTEGRATE>
     }
 }
 
-// GROUP steps, of which the state after each is kept, in rows one after another. The charged membrane is kept
-// apart where a reset changes it at once, the spikes where the backward needs them or the forward gives them
-// out.
-template <int CHARGE, int RESET, bool INTEGRATE, bool SPIKES = resets_at_once(RESET)>
+// Whether the backward needs the state before each step, or only that after the last.
+constexpr bool keeps_states(int reset, bool all) { return all || resets_later(reset); }
+
+// What the surrogate sees: the distance from the threshold, or all ones where the gate is closed.
+inline real seen(const Step<real>& step, const Neuron<real>& cell)
+{
+    Bits<real> distance;
+    distance.value = step.h - cell.threshold;
+    distance.bits |= ~step.open;
+    return distance.value;
+}
+
+// GROUP steps, of which is kept, in rows one after another, what the surrogate sees and what else the backward
+// needs: where a reset comes at once, the charged membrane and the spikes. ALL: everything.
+template <int CHARGE, int RESET, bool INTEGRATE, bool ALL>
 [[gnu::noinline]] void replay_strip(const Rules<real>& shared, const Columns& c, int at, const real* const* x,
                                     const real* __restrict v, const int* __restrict left,
                                     real* __restrict next_v, int* __restrict next_left, real* __restrict h,
-                                    real* __restrict spikes)
+                                    real* __restrict spikes, real* __restrict slope)
 {
+    constexpr bool STATES = keeps_states(RESET, ALL);
     const Rules<real> rules = with_integrate<INTEGRATE>(shared);
     const real *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
     for (int i = 0; i < STRIP; ++i) {
@@ -92,37 +106,41 @@ template <int CHARGE, int RESET, bool INTEGRATE, bool SPIKES = resets_at_once(RE
         int left_i = left[i];
         const real x_i[GROUP] = {x0[i], x1[i], x2[i], x3[i]};
         for (int j = 0; j < GROUP; ++j) {
+            const int k = i + j * STRIP;
             const Step<real> step = advance<CHARGE, RESET>(x_i[j], cell, rules, v_i, left_i);
-            next_v[i + j * STRIP] = v_i;
-            next_left[i + j * STRIP] = left_i;
-            if constexpr (resets_at_once(RESET)) h[i + j * STRIP] = step.h;
-            if constexpr (SPIKES) spikes[i + j * STRIP] = keep(step.fired, real(1));
+            slope[k] = seen(step, cell);
+            if constexpr (ALL || RESET == ZERO) h[k] = step.h;
+            if constexpr (ALL || resets_at_once(RESET)) spikes[k] = keep(step.fired, real(1));
+            if constexpr (STATES) next_v[k] = v_i;
+            if constexpr (STATES) next_left[k] = left_i;
         }
+        if constexpr (!STATES) next_v[i] = v_i;
+        if constexpr (!STATES) next_left[i] = left_i;
     }
 }
 
-// ds/dh of consecutive rows, zero where the gate is closed.
+// What the surrogate has seen in consecutive rows, replaced by ds/dh.
 template <int KIND>
-[[gnu::noinline]] void slope_strip(int rows, Surrogate<real> by, const real* __restrict h,
-                                   const real* __restrict threshold, const int* __restrict left,
-                                   real* __restrict slope)
+[[gnu::noinline]] void slope_strip(int rows, Surrogate<real> by, real* slope)
 {
     by.kind = KIND;
-    for (; rows > 0; --rows, h += STRIP, left += STRIP, slope += STRIP)
-        for (int i = 0; i < STRIP; ++i)
-            slope[i] = keep(opens<real>(left[i]), derivative(by, h[i] - threshold[i]));
+    for (; rows > 0; --rows, slope += STRIP)
+        for (int i = 0; i < STRIP; ++i) {
+            Bits<real> seen;
+            seen.value = slope[i];
+            slope[i] = keep(mask<real>(seen.bits != -1), derivative(by, seen.value));
+        }
 }
 
 // What the backward has found out about one step, from rows of the replay.
-template <int RESET>
-inline Step<real> recall(const Neuron<real>& cell, const Rules<real>& rules, real v, int left, const real* h,
-                         const real* spike)
+template <int RESET, bool ALL>
+inline Step<real> recall(const Neuron<real>& cell, const Rules<real>& rules, const real* v, const int* left,
+                         const real* h, const real* spike)
 {
-    Step<real> step = enter<RESET>(cell, rules, v, left);
-    if constexpr (resets_at_once(RESET)) {
-        step.h = *h;
-        step.fired = mask<real>(*spike != 0);
-    }
+    Step<real> step{};
+    if constexpr (keeps_states(RESET, ALL)) step = enter<RESET>(cell, rules, *v, *left);
+    if constexpr (RESET == ZERO) step.h = *h;
+    if constexpr (resets_at_once(RESET)) step.fired = mask<real>(*spike != 0);
     return step;
 }
 
@@ -146,7 +164,7 @@ template <int CHARGE, int RESET>
         real grad_i[GROUP];
         for (int j = GROUP - 1; j >= 0; --j) {
             const int k = i + j * STRIP;
-            const Step<real> step = recall<RESET>(cell, rules, v[k], left[k], h + k, spikes + k);
+            const Step<real> step = recall<RESET, false>(cell, rules, v + k, left + k, h + k, spikes + k);
             grad_i[j] = retreat<CHARGE, RESET, false>(step, slope[k], real(0), {given_i[j], 0, 0}, cell,
                                                       rules, carry_i, unused);
         }
@@ -172,7 +190,7 @@ template <int CHARGE, int RESET>
     const Rules<real> rules = shared;
     for (int i = 0; i < STRIP; ++i) {
         const Neuron<real> cell = neuron(c, at + i, rules);
-        const Step<real> step = recall<RESET>(cell, rules, v[i], left[i], h + i, spikes + i);
+        const Step<real> step = recall<RESET, true>(cell, rules, v + i, left + i, h + i, spikes + i);
         Neuron<real> sum{decay_sum[i], 0, threshold_sum[i], magnitude_sum[i], 0};
         real carry_i = carry[i];
         grad[i] = retreat<CHARGE, RESET, true>(
@@ -188,14 +206,14 @@ template <int CHARGE, int RESET>
 // are integrated.
 struct Strips {
     decltype(&fire_strip<BETA, NONE, true>) fire[2];
-    decltype(&replay_strip<BETA, NONE, true>) replay[2], replay_spikes[2];
+    decltype(&replay_strip<BETA, NONE, true, false>) replay, replay_all[2];
     decltype(&retreat_strip<BETA, NONE>) retreat;
     decltype(&retreat_strip_full<BETA, NONE>) retreat_full;
 };
 
 template <int CHARGE, int RESET>
 constexpr Strips strips{{fire_strip<CHARGE, RESET, false>, fire_strip<CHARGE, RESET, true>},
-                        {replay_strip<CHARGE, RESET, false>, replay_strip<CHARGE, RESET, true>},
+                        replay_strip<CHARGE, RESET, true, false>,
                         {replay_strip<CHARGE, RESET, false, true>, replay_strip<CHARGE, RESET, true, true>},
                         retreat_strip<CHARGE, RESET>,
                         retreat_strip_full<CHARGE, RESET>};
@@ -335,16 +353,15 @@ inline void forward_strip(const Tile& tile, index t, int count, int at, int widt
             end_row(a.spikes + here + j * a.neurons, spikes[j], width, tile.stream);
         return;
     }
-    tile.strips.replay_spikes[a.integrate](tile.rules, c, at, x, c.v + at, c.left + at, s.v[1], s.left[1],
-                                           s.h[0], s.spikes[0]);
+    tile.strips.replay_all[a.integrate](tile.rules, c, at, x, c.v + at, c.left + at, s.v[1], s.left[1], s.h[0],
+                                        s.spikes[0], s.slope[0]);
     const int* left = c.left + at;
     for (int j = 0; j < count; ++j) {
         const index row = here + j * a.neurons;
         const std::size_t bytes = width * sizeof(real);
-        const real* charged = resets_at_once(a.reset) ? s.h[j] : s.v[j + 1];
         end_row(a.spikes + row, s.spikes[j], width, tile.stream);
         if (a.membrane) copy_bytes(a.membrane + row, s.v[j + 1], bytes, tile.stream);
-        if (a.charged) copy_bytes(a.charged + row, charged, bytes, tile.stream);
+        if (a.charged) copy_bytes(a.charged + row, s.h[j], bytes, tile.stream);
         if (a.is_open)
             for (int i = 0; i < width; ++i) a.is_open[row + i] = left[i] <= 0;
         left = s.left[j + 1];
@@ -369,31 +386,42 @@ void forward_tile(const Tile& tile, int n)
     for (int i = 0; i < n; ++i) a.refractory[tile.first + i] = c.left[i] > 0 ? c.left[i] : 0;
 }
 
-// `count` steps from `start` in reverse; the strip to come after this one lies `next` elements on.
+// `count` steps from `start` in reverse; the strip to come after this one lies `next` elements on, and what is
+// prefetched last is its.
 inline void backward_strip(const Tile& tile, index start, int count, int at, int width, index next, bool full)
 {
     const Arguments& a = tile.a;
     Columns& c = tile.columns;
     Steps& s = tile.steps;
     const index here = start * a.neurons + tile.first + at;
+    const index ahead = AHEAD * a.neurons, rows = count * a.neurons;
     if (start == 0) {
         std::memcpy(s.v[0], c.v + at, sizeof s.v[0]);
         std::memcpy(s.left[0], c.left + at, sizeof s.left[0]);
     } else {
         load_state(a, start / CHUNK, tile.first + at, width, s.v[0], s.left[0]);
+        const index following = next > 0 ? start / CHUNK : start / CHUNK - 1;
+        if (following > 0) {
+            const real* const row = checkpoint(a, following, tile.first + (next > 0 ? at + STRIP : 0));
+            prefetch_row(row, width);
+            prefetch_row(row + a.neurons, width);
+        }
     }
+    const bool all = full || count % GROUP != 0;  // steps that make no whole group go the full way
+    const auto replay = all ? tile.strips.replay_all[a.integrate] : tile.strips.replay;
+    const bool states = keeps_states(a.reset, all);
     for (int j = 0; j < count; j += GROUP) {
         const real* x[GROUP];
         for (int k = 0; k < GROUP; ++k) {
             const io* row = a.x + here + (j + k < count ? j + k : j) * a.neurons;
             x[k] = enter_row(row, s.in[k], width);
-            prefetch_row(row + next, width);
+            prefetch_row(row + (j + AHEAD < count ? ahead : next ? next + ahead - rows : 0), width);
         }
-        tile.strips.replay[a.integrate](tile.rules, c, at, x, s.v[j], s.left[j], s.v[j + 1], s.left[j + 1],
-                                        s.h[j], s.spikes[j]);
+        const int from = states ? j : j / GROUP % 2, to = states ? j + 1 : 1 - from;
+        replay(tile.rules, c, at, x, s.v[from], s.left[from], s.v[to], s.left[to], s.h[j], s.spikes[j],
+               s.slope[j]);
     }
-    const real* charged = resets_at_once(a.reset) ? s.h[0] : s.v[1];
-    slope_strip_of(a.kind)(count, tile.by, charged, c.threshold + at, s.left[0], s.slope[0]);
+    slope_strip_of(a.kind)(count, tile.by, s.slope[0]);
 
     int j = count;
     for (; j >= GROUP && !full; j -= GROUP) {
@@ -404,7 +432,7 @@ inline void backward_strip(const Tile& tile, index start, int count, int at, int
             const index row = here + (k + i) * a.neurons;
             given[i] = enter_row(a.grad_spikes + row, s.in[i], width);
             grad[i] = begin_row(a.grad_x + row, s.out[i], tile.stream || width < STRIP);
-            prefetch_row(a.grad_spikes + row + next, width);
+            prefetch_row(a.grad_spikes + row + (k >= AHEAD ? -ahead : next ? next - ahead + rows : 0), width);
         }
         tile.strips.retreat(tile.rules, c, at, s.v[k], s.left[k], s.h[k], s.spikes[k], s.slope[k], given,
                             c.carry + at, grad[0], grad[1], grad[2], grad[3]);

@@ -54,9 +54,9 @@ def forward(
         "last": A_bar.new_empty((*x.shape[1:], A_bar.shape[1])),
         "checkpoints": D.new_empty(saved_shape(x.shape, A_bar.shape, save)),
     }
-    row = x.shape[2] if x.shape[2] >= _LINE else x.shape[1] * x.shape[2]
-    if save and row % _LANES:  # columns that only fill the last vector: the kernel's may be narrower
-        outputs["checkpoints"].unflatten(1, (-1, -(-row // _LANES) * _LANES))[:, :, row:] = 0
+    # where the kernel's vectors are narrower than there is room for, the end stays unwritten
+    checkpoints = outputs["checkpoints"]
+    checkpoints.view(-1)[len(checkpoints) * 2 * outputs["last"].numel() :] = 0
     _call("forward", {"x": x, "A": A_bar, "C": C_bar, "D": D, "state": state}, outputs)
     return outputs["y"], outputs["last"], outputs["checkpoints"]
 
