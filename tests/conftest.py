@@ -48,25 +48,31 @@ def seeded() -> None:
 
 
 @pytest.fixture
+def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``backend="cupy"`` serves CPU tensors, with the CUDA kernels run by ``cuda_shim.h``."""
+    choose = _providers.choose
+    monkeypatch.setattr(_cupy, "launch", cuda_on_cpu.launch)
+    monkeypatch.setattr(
+        _providers,
+        "choose",
+        lambda backend, device: backend if backend == "cupy" else choose(backend, device),
+    )
+
+
+@pytest.fixture
 def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What ``backend="auto"`` stands for in a test; parametrize it indirectly.
 
     "cupy-on-cpu" runs CUDA kernels on CPU tensors; "cupy" puts all new tensors on the GPU.
     """
     name: str = request.param
-    choose = _providers.choose
     if name == "cupy-on-cpu":
-        monkeypatch.setattr(_cupy, "launch", cuda_on_cpu.launch)
-        monkeypatch.setattr(
-            _providers,
-            "choose",
-            lambda backend, device: "cupy" if backend == "auto" else choose(backend, device),
-        )
-    else:
-        monkeypatch.setattr(
-            _providers,
-            "choose",
-            lambda backend, device: choose(name if backend == "auto" else backend, device),
-        )
+        request.getfixturevalue("kernels_on_cpu")
+    choose, auto = _providers.choose, name.removesuffix("-on-cpu")
+    monkeypatch.setattr(
+        _providers,
+        "choose",
+        lambda backend, device: choose(auto if backend == "auto" else backend, device),
+    )
     with torch.device("cuda") if name == "cupy" else contextlib.nullcontext():
         yield name

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -103,6 +104,25 @@ def launch(
             outputs[name].copy_(inside)
         elif not torch.equal(inside.flatten().view(torch.uint8), _bytes(inputs[name].contiguous())):
             raise KernelError(f"{kernel} wrote into its input {name}")
+
+
+def mutant(source: Path, old: str, new: str, folder: Path, file: str = "kernel.cu") -> Path:
+    """A copy of a kernel with something wrong in it, or in a header beside it (``file``, as seen from it)."""
+    copy = folder / source.parent.name
+    shutil.copytree(source.parent, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(
+        source.parent.parent / "lif",
+        folder / "lif",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.py", "__pycache__"),
+    )
+    for header in source.parent.parent.glob("*.h"):
+        shutil.copy(header, folder)
+    changed = copy / file
+    text = changed.read_text()
+    assert old in text, f"{old!r} is not in {file}: the mutant says nothing"
+    changed.write_text(text.replace(old, new))
+    return copy / source.name
 
 
 def _three(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:

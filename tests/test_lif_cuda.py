@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ import torch
 from torch import Tensor
 
 from snn_fr_plugin import surrogate
-from snn_fr_plugin.ops import _compile, _cupy, _providers, lif
+from snn_fr_plugin.ops import _compile, _cupy, lif
 from snn_fr_plugin.ops.lif import compiled, cupy_provider
 
 from . import cuda_on_cpu
 from .support import assert_close, assert_some_spikes, gradients, random_like
 
-pytestmark = pytest.mark.skipif(not _compile.available(), reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(not _compile.available(), reason="no C++ compiler"),
+    pytest.mark.usefixtures("kernels_on_cpu"),
+]
 
 SURROGATES = [
     surrogate.ATan(),
@@ -80,17 +82,6 @@ def _pairwise(options: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 
 CASES = _pairwise(OPTIONS)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cupy, "launch", cuda_on_cpu.launch)
-    choose = _providers.choose
-    monkeypatch.setattr(
-        _providers,
-        "choose",
-        lambda backend, device: backend if backend == "cupy" else choose(backend, device),
-    )
 
 
 def _results(backend: str, case: dict[str, Any], seed: int) -> dict[str, Tensor | None]:
@@ -251,15 +242,8 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, old, new = MUTANTS[mutant]
-    folder = cupy_provider._SOURCE.parent
-    shutil.copytree(folder, tmp_path / "lif", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    for header in folder.parent.glob("*.h"):
-        shutil.copy(header, tmp_path)
-    changed = (tmp_path / "lif" / file).resolve()
-    text = changed.read_text()
-    assert old in text
-    changed.write_text(text.replace(old, new))
-    monkeypatch.setattr(cupy_provider, "_SOURCE", tmp_path / "lif" / "kernel.cu")
+    source = cuda_on_cpu.mutant(cupy_provider._SOURCE, old, new, tmp_path, file)
+    monkeypatch.setattr(cupy_provider, "_SOURCE", source)
     assert any(_is_noticed(case, seed) for seed, case in enumerate(_varied()))
 
 

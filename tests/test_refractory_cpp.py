@@ -26,7 +26,7 @@ from .support import assert_close, assert_some_spikes, gradients, random_like
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def _drive(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def drive_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Multiples of 1/2: many lie exactly at a threshold of 0.5."""
     drive = (torch.randn(*shape) * 2).round().div(2).to(dtype)
     if drive.numel():
@@ -34,7 +34,7 @@ def _drive(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return drive
 
 
-def _state(scheme: str, period: int, *shape: int) -> Tensor:
+def state_of(scheme: str, period: int, *shape: int) -> Tensor:
     """A state that the scheme can be in."""
     state = torch.randint(0, period + 1, shape, dtype=torch.int32)
     if scheme == "window":  # at the first position nothing has fired yet
@@ -56,11 +56,11 @@ def _equal(drive: Tensor, threshold: Any, **kwargs: Any) -> tuple[Tensor, Tensor
 def test_equals_the_loop(scheme: Any, dtype: torch.dtype, inclusive: bool) -> None:
     for shape in ((1, 5), (63, 3, 7), (40, 1), (33, 700), (20, 2, 3, 111), (5, 2100)):
         for period in (0, 1, 5, 2**30 - 1):
-            drive = _drive(*shape, dtype=dtype)
+            drive = drive_of(*shape, dtype=dtype)
             kwargs: dict[str, Any] = {"period": period, "scheme": scheme, "inclusive": inclusive}
             spikes, _ = _equal(drive, 0.5, **kwargs)
             _equal(drive, torch.randn(shape[-1]).div(2), **kwargs)
-            _equal(drive, 0.5, state=_state(scheme, min(period, 9), *shape[1:]), **kwargs)
+            _equal(drive, 0.5, state=state_of(scheme, min(period, 9), *shape[1:]), **kwargs)
             if drive.numel() > 1000 and period < 10:
                 assert_some_spikes(spikes)
 
@@ -87,7 +87,7 @@ def test_chunks_equal_the_loop(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    drive = _drive(steps, neurons, dtype=dtype)
+    drive = drive_of(steps, neurons, dtype=dtype)
     kwargs: dict[str, Any] = {"period": period, "scheme": scheme, "inclusive": inclusive}
     expected, final = reference(drive, 0.5, **kwargs)
     pieces, state = [], None
@@ -104,7 +104,7 @@ def test_chunks_equal_the_loop(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gate_is_that_of_torch(scheme: str) -> None:
     """The operator's second output, which the backward and foreign surrogates rest on."""
-    args = (_drive(50, 130), torch.tensor(0.5), _state(scheme, 3, 130), 3, scheme, True)
+    args = (drive_of(50, 130), torch.tensor(0.5), state_of(scheme, 3, 130), 3, scheme, True)
     got, want = cpp_provider.forward(*args), torch_provider.forward(*args)
     assert got[1].dtype == torch.bool and 0 < got[1].double().mean() < 1
     for a, b in zip(got, want, strict=True):
@@ -203,9 +203,9 @@ def _views(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_layouts(scheme: Any) -> None:
-    drive, cotangent = _drive(40, 6, 5), torch.randn(40, 6, 5)
+    drive, cotangent = drive_of(40, 6, 5), torch.randn(40, 6, 5)
     threshold = torch.rand(6, 10)[:, ::2]
-    state = _state(scheme, 2, 5, 6).t()
+    state = state_of(scheme, 2, 5, 6).t()
 
     def run(drive: Tensor, cotangent: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         drive = drive.detach().requires_grad_()
@@ -251,7 +251,7 @@ def test_large_outputs(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_zero_sizes(shape: tuple[int, ...], scheme: Any) -> None:
     drive, threshold = torch.randn(shape, requires_grad=True), torch.ones((), requires_grad=True)
-    given = _state(scheme, 2, *shape[1:])
+    given = state_of(scheme, 2, *shape[1:])
     spikes, state = fixed_refractory(drive, threshold, period=2, scheme=scheme, state=given, backend="cpp")
     assert spikes.shape == shape and torch.equal(state, given)
     assert state.data_ptr() != given.data_ptr() or not given.numel()
@@ -285,7 +285,7 @@ def test_other_instruction_sets(flag: str, dtype: torch.dtype, monkeypatch: pyte
     load = _compile.load
     monkeypatch.setattr(_compile, "load", lambda source, dtype, *flags: load(source, dtype, *flags, flag))
     for scheme in SCHEMES:
-        _equal(_drive(40, 531, dtype=dtype), 0.5, period=2, scheme=scheme)
+        _equal(drive_of(40, 531, dtype=dtype), 0.5, period=2, scheme=scheme)
     _compare_gradients(torch.randn(20, 531).to(dtype), torch.rand(531), surrogate.Sigmoid(), period=2)
 
 
@@ -295,7 +295,7 @@ def test_other_instruction_sets(flag: str, dtype: torch.dtype, monkeypatch: pyte
 @pytest.mark.parametrize("scheme", ["absolute", "window"])
 def test_opcheck(scheme: str, shape: tuple[int, ...]) -> None:
     drive, threshold = torch.randn(6, 2, 3, requires_grad=True), torch.full(shape, 0.4, requires_grad=True)
-    args = (drive, threshold, _state(scheme, 2, 2, 3), 2, scheme, True, "atan", 2.0, "cpp")
+    args = (drive, threshold, state_of(scheme, 2, 2, 3), 2, scheme, True, "atan", 2.0, "cpp")
     torch.library.opcheck(fixed_refractory_op, args)
     is_open = fixed_refractory_op(*args)[1]
     backward = (torch.randn(6, 2, 3), drive.detach(), threshold.detach(), is_open, "atan", 2.0, "cpp")
