@@ -66,13 +66,19 @@ def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     "cupy-on-cpu" runs CUDA kernels on CPU tensors; "cupy" puts all new tensors on the GPU.
     """
     name: str = request.param
+    choose = _providers.choose
     if name == "cupy-on-cpu":
-        request.getfixturevalue("kernels_on_cpu")
-    choose, auto = _providers.choose, name.removesuffix("-on-cpu")
-    monkeypatch.setattr(
-        _providers,
-        "choose",
-        lambda backend, device: choose(auto if backend == "auto" else backend, device),
-    )
+        monkeypatch.setattr(_cupy, "launch", cuda_on_cpu.launch)
+        monkeypatch.setattr(
+            _providers,
+            "choose",
+            lambda backend, device: "cupy" if backend == "auto" else choose(backend, device),
+        )
+    else:
+        monkeypatch.setattr(
+            _providers,
+            "choose",
+            lambda backend, device: choose(name if backend == "auto" else backend, device),
+        )
     with torch.device("cuda") if name == "cupy" else contextlib.nullcontext():
         yield name
