@@ -1,7 +1,8 @@
 // Runs a CUDA kernel on the CPU: the same source, by the host compiler. Threads of a block run one after another in
 // random order. Where the source has barriers, every thread is a fiber that runs until its next barrier, and a
-// barrier that not all threads reach is an error. Shared memory is poisoned when a block starts, a misaligned access
-// is an error, and so is one that goes past the caches (__ldcs, __ldg, __stcs) and past the tensors. Speed, coalescing and memory order within a warp are not modelled.
+// barrier that not all threads reach is an error. Shared memory is poisoned when a block starts, and what is written
+// just behind its end is an error. So is a misaligned access, and one that goes past the caches (__ldcs, __ldg, __stcs)
+// and past the tensors. Speed, coalescing and memory order within a warp are not modelled.
 #ifndef CUDA_SHIM_H
 #define CUDA_SHIM_H
 
@@ -41,6 +42,7 @@ namespace shim {
 enum Wait { RUNS, BLOCK, SYNC, SHUFFLE, BALLOT, DONE };
 constexpr std::size_t STACK = std::size_t(256) << 10;
 constexpr unsigned char POISON = 0xff;  // NaN in every floating-point type
+constexpr std::size_t GUARD = 4096;     // bytes behind the shared memory of a block
 
 struct Fiber {
     ucontext_t start;
@@ -264,7 +266,7 @@ static const char* launch(void (*)(Arguments), void (*body)(const void*), const 
     block.error[0] = 0;
     block.fibers.resize(std::size_t(threads[0]) * threads[1] * threads[2]);
     block.order.resize(block.fibers.size());
-    block.shared.resize(shared + 1);
+    block.shared.resize(shared + GUARD);
     for (std::size_t i = 0; i < block.fibers.size(); ++i) {
         block.order[i] = int(i);
         block.fibers[i].thread = {unsigned(i % threads[0]), unsigned(i / threads[0] % threads[1]),
@@ -277,6 +279,10 @@ static const char* launch(void (*)(Arguments), void (*body)(const void*), const 
                 std::memset(block.shared.data(), POISON, block.shared.size());
                 if (__start_shim_shared) std::memset(__start_shim_shared, POISON, __stop_shim_shared - __start_shim_shared);
                 fibers ? run_fibers() : run_threads();
+                for (std::size_t i = shared; i < block.shared.size() && !block.error[0]; ++i)
+                    if ((unsigned char)block.shared[i] != POISON)
+                        std::snprintf(block.error, sizeof block.error, "block (%u, %u, %u) wrote beyond its shared memory",
+                                      x, y, z);
                 if (block.error[0]) return block.error;
             }
     return nullptr;

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..._checks import check_sequence, check_state, state_dtype
 from .. import _providers
+from .cupy_provider import MOST_PAIRS
 from .operator import diagonal_ssm_op
 
 __all__ = ["diagonal_ssm"]
@@ -40,15 +41,15 @@ def diagonal_ssm(
         C_bar: output matrix [H, n], complex, same dtype.
         D: feed-through [H], real, or ``None``.
         state: h of the last call [N, H, n], complex; ``None`` is zeros.
-        backend: "auto", "torch" or "cpp". CUDA tensors are served by "torch".
+        backend: "auto", "torch", "cpp" or "cupy"; the last serves n up to 256, beyond which "auto" takes "torch".
 
     Returns:
         y [T, N, H] in the dtype of x, and the final state [N, H, n].
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape or device; the message says what was expected and what came.
-        NotImplementedError: ``backend="cupy"``: there is no CUDA kernel for this operator yet.
+        ValueError: a wrong shape or device, or a backend that does not serve the tensors; the message says
+            what was expected and what came.
 
     Reference:
         A. Gu et al., On the Parameterization and Initialization of Diagonal State Space Models, arXiv
@@ -64,12 +65,6 @@ def diagonal_ssm(
     if x.dim() != 3:
         raise ValueError(f"x must have shape [T, N, H], got {tuple(x.shape)}")
     provider = _providers.choose(backend, x.device)
-    if provider == "cupy":
-        if backend == "cupy":
-            raise NotImplementedError(
-                "backend='cupy' has no kernel for diagonal_ssm in this release: use backend='auto' or 'torch'"
-            )
-        provider = "torch"
     channels, dtype = x.shape[2], state_dtype(x)
     for name, matrix in (("A_bar", A_bar), ("C_bar", C_bar)):
         if not isinstance(matrix, Tensor):
@@ -84,6 +79,13 @@ def diagonal_ssm(
         raise ValueError(
             f"C_bar must have the shape of A_bar, {tuple(A_bar.shape)}, got {tuple(C_bar.shape)}"
         )
+    if provider == "cupy" and A_bar.shape[1] > MOST_PAIRS:
+        if backend == "cupy":
+            raise ValueError(
+                f"backend='cupy' serves up to {MOST_PAIRS} complex pairs a channel, got n={A_bar.shape[1]}: "
+                "use backend='auto' or 'torch'"
+            )
+        provider = "torch"
     if D is not None:
         check_state("D", D, (channels,), dtype, x.device)
     if state is not None:

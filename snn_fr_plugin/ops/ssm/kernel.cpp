@@ -1,12 +1,11 @@
 // `diagonal_ssm` on the CPU. Threads share out tiles of WIDTH columns. A tile goes through time in blocks of BLOCK
-// steps, whose rows are copied into the first-level cache, pair by pair (see pair.h). Forward writes the states before
+// steps, whose rows are copied into the first-level cache, pair by pair (see vectors.h). Forward writes the states before
 // every block but the first; backward goes through the blocks from the last and replays each from there.
 #include <cstddef>
 #include <new>
 
-#include "../host.h"
 #include "../pages.h"
-#include "pair.h"
+#include "vectors.h"
 
 namespace snn_fr {
 namespace {
@@ -213,7 +212,7 @@ void store_states(const Arguments& a, const Tile& tile, real* to)
     }
 }
 
-SNN_FR_INLINE_ALWAYS void load_row(const io* from, vec& to, int columns)
+SNN_FR_PAIR void load_row(const io* from, vec& to, int columns)
 {
     real* lanes = reinterpret_cast<real*>(&to);
     const real* row = read_row(from, lanes, columns);
@@ -248,7 +247,7 @@ void store_rows(const Arguments& a, const Panel& panel, io* to, index start, int
 }
 
 // The rows of the block at `start`, which comes next: a share of them with every pair.
-SNN_FR_INLINE_ALWAYS void prefetch(const Arguments& a, const Tile& tile, const io* from, index start, index m)
+SNN_FR_PAIR void prefetch(const Arguments& a, const Tile& tile, const io* from, index start, index m)
 {
     if (!from || start < 0) return;
     const index end = start + (m + 1) * BLOCK / a.pairs;
@@ -338,7 +337,7 @@ void forward_panel(const Arguments& a, const Tiling& tiling, const Table& table,
 
 constexpr int LANES = 16;
 
-SNN_FR_INLINE_ALWAYS void step_pairs(int count, const real* __restrict A, const real* __restrict C, real x,
+SNN_FR_PAIR void step_pairs(int count, const real* __restrict A, const real* __restrict C, real x,
                                      real* __restrict h, real* __restrict sums)
 {
     for (int i = 0; i < count; ++i) {
@@ -419,7 +418,7 @@ void reduce_tiles(const Tiling& tiling, index kind, const Gradients& gradients)
     for (index i = 0; i < gradients.each; ++i) {
         wide sum = {};
         for (index tile = kind; tile < tiling.tiles; tile += tiling.kinds)
-            sum += __builtin_convertvector(gradients.of(tile)[i], wide);
+            sum += widened(gradients.of(tile)[i]);
         gradients.of(kind)[i] = rounded(sum);
     }
 }

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpp_provider, torch_provider
+from . import cpp_provider, cupy_provider, torch_provider
 
-_PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider, "cpp": cpp_provider}
+_PROVIDERS: dict[str, ModuleType] = {"torch": torch_provider, "cpp": cpp_provider, "cupy": cupy_provider}
 
 
 @torch.library.custom_op("snn_fr::diagonal_ssm", mutates_args=())
