@@ -11,11 +11,11 @@ import torch
 from snn_fr_plugin.ops import diagonal_ssm
 from snn_fr_plugin.ops.ssm.reference import diagonal_ssm as reference
 
-from .support import PROVIDERS, assert_close, gradients, graph_size, random_like
+from .support import PROVIDERS_AND_CUDA, assert_close, gradients, graph_size, random_like
 
 pytestmark = [
     pytest.mark.usefixtures("provider"),
-    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+    pytest.mark.parametrize("provider", PROVIDERS_AND_CUDA, indirect=True),
 ]
 
 DOUBLE, COMPLEX = torch.float64, torch.complex128

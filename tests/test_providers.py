@@ -38,14 +38,13 @@ def test_auto_takes_the_compiled_provider_where_a_compiler_works() -> None:
     assert choose("auto", CPU) == ("cpp" if _compile.available() else "torch")
 
 
-def test_cuda_tensors_of_diagonal_ssm_are_served_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pairs_than_the_cuda_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" takes torch, the name is refused."""
+    x, A = torch.randn(5, 2, 3), torch.full((3, 257), 0.5 + 0.1j)
+    expected = diagonal_ssm(x, A, A, backend="torch")[0]
     monkeypatch.setattr(_providers, "choose", lambda backend, device: "cupy")
-    x, A = torch.randn(5, 2, 3), torch.full((3, 2), 0.5 + 0.1j)
-    with_torch, _ = diagonal_ssm(x, A, A, backend="auto")
-    monkeypatch.undo()
-    assert torch.equal(with_torch, diagonal_ssm(x, A, A, backend="torch")[0])
-    monkeypatch.setattr(_providers, "choose", lambda backend, device: "cupy")
-    with pytest.raises(NotImplementedError, match="backend='cupy' has no kernel for diagonal_ssm"):
+    assert torch.equal(diagonal_ssm(x, A, A, backend="auto")[0], expected)
+    with pytest.raises(ValueError, match="serves up to 256 complex pairs a channel, got n=257"):
         diagonal_ssm(x, A, A, backend="cupy")
 
 

@@ -31,13 +31,18 @@ class Mode(NamedTuple):
     @functools.lru_cache
     def from_text(text: str) -> Mode:
         """The mode whose ``text`` this is."""
-        charge, reset, period, v_reset, *flags, kind, alpha = text.split()
+        charge, reset, period, v_reset, *words, kind, alpha = text.split()
+        delay, ignore, inclusive, detach, gated = (word == "True" for word in words)
         return Mode(
             charge,
             reset,
             int(period),
             float(v_reset),
-            *(flag == "True" for flag in flags),
+            delay,
+            ignore,
+            inclusive,
+            detach,
+            gated,
             kind,
             float(alpha),
         )

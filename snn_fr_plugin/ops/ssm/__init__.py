@@ -41,7 +41,7 @@ def diagonal_ssm(
         C_bar: output matrix [H, n], complex, same dtype.
         D: feed-through [H], real, or ``None``.
         state: h of the last call [N, H, n], complex; ``None`` is zeros.
-        backend: "auto", "torch", "cpp" or "cupy"; the last serves n up to 256, beyond which "auto" takes "torch".
+        backend: "auto", "torch", "cpp" or "cupy". The last serves n up to 256; beyond, "auto" takes "torch".
 
     Returns:
         y [T, N, H] in the dtype of x, and the final state [N, H, n].

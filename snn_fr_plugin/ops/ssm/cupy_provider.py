@@ -196,8 +196,9 @@ class _Call:
             slots = _SLOTS + (_GROUP if number == 8 else 0)  # the last are sums, which wait there in double
             numbers += 2 * slots * layout.pairs * layout.threads
         _cupy.launch(
-            _SOURCE, f"snn_fr_ssm_{kernel}", self.dtype, (layout.blocks, spans or layout.spans), layout.threads,
-            self.arguments, inputs, outputs, flags=flags(layout), shared_bytes=numbers * number,
+            _SOURCE, f"snn_fr_ssm_{kernel}", self.dtype, (layout.blocks, spans or layout.spans),
+            layout.threads, self.arguments, inputs, outputs, flags=flags(layout),
+            shared_bytes=numbers * number,
         )  # fmt: skip
 
 
