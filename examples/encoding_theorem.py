@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_fr_plugin import ops
+from snn_fr_plugin import Leaky, ops
 from snn_fr_plugin.encoding import spike_times_from_memory
 
 try:
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.steps < 2:
         parser.error(f"argument --steps: must be >= 2, got {options.steps}")
     x = current(options.steps, options.seed)
-    _, m, _ = ops.lif(x, options.beta, return_membrane=True)
+    m, _ = Leaky(options.beta)(x)
     try:
         traces = [
             sample(x, m, options.beta, options.threshold, n) for n in neurons(options.refractory_period)
