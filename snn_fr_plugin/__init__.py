@@ -1,6 +1,6 @@
 """Fixed-refractory spiking neurons and parallel state-space spiking layers for snnTorch and SpikingJelly."""
 
-from . import discretize, memory, ops, spiking, surrogate, systems
+from . import discretize, encoding, memory, ops, spiking, surrogate, systems
 from ._alloc import enable_fast_alloc
 from ._version import __version__
 from .memory import S4D, Bidirectional, Leaky, MultiCompartment, Resonator
@@ -58,6 +58,7 @@ __all__ = [
     "__version__",
     "discretize",
     "enable_fast_alloc",
+    "encoding",
     "memory",
     "ops",
     "spiking",

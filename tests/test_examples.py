@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -411,3 +412,42 @@ def test_spikingjelly_layer(capsys: pytest.CaptureFixture[str]) -> None:
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("epoch 2: test accuracy")
     assert float(last.split()[4].rstrip(",")) > 0.5
+
+
+def test_encoding_theorem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spikes are those of ``ops.lif``, fewer samples tell less, and a seed gives one figure."""
+    example = importlib.import_module("encoding_theorem")
+    images = []
+    for path in (tmp_path / "new" / "first.png", tmp_path / "new" / "again.png"):
+        example.main(["--steps", "120", "--out", str(path)])
+        *rows, last = capsys.readouterr().out.splitlines()
+        assert last == f"figure: {path}"
+        found = [re.search(r"(\d+) spikes, as by ops.lif, error (.*)", row) for row in rows]
+        (many, least), (some, more), (few, most) = (map(float, row.groups()) for row in found if row)
+        assert many > 3 * some > 3 * few > 0 and 0 < least < more < most < 1
+        images.append(matplotlib.image.imread(path))
+    assert images[0].shape == (820, 1300, 4) and (images[0] == images[1]).all()
+    assert not torch.equal(example.current(120, 0), example.current(120, 1))
+
+
+def test_encoding_theorem_without_spikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("encoding_theorem")
+    example.main(["--steps", "20", "--threshold", "99", "--out", str(tmp_path / "silent.png")])
+    assert capsys.readouterr().out.count("   0 spikes, as by ops.lif, error ") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "1"], "argument --steps: must be >= 2, got 1"),
+        (["--beta", "1.5"], "beta must lie in [0, 1], got 1.5"),
+        (["--refractory-period", "-1"], "refractory_period must be an int >= 0"),
+    ],
+)
+def test_encoding_theorem_refuses(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module("encoding_theorem").main([*arguments, "--out", str(tmp_path / "figure.png")])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

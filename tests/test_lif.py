@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -228,41 +228,6 @@ def test_scale_invariance_in_powers_of_two(exponent: int, reset: Any) -> None:
     spikes = lif(x, beta=0.9, threshold=1.1, reset=reset, refractory_period=1)[0]
     assert_some_spikes(spikes)
     assert torch.equal(spikes, lif(a * x, beta=0.9, threshold=a * 1.1, reset=reset, refractory_period=1)[0])
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    beta=st.floats(0.3, 1.0),
-    theta=st.floats(0.3, 2.0),
-    period=st.integers(0, 5),
-    seed=st.integers(0, 2**16),
-)
-def test_encoding_theorem(beta: float, theta: float, period: int, seed: int) -> None:
-    """Spikes of a reset neuron that ignores its input while refractory are adaptive samples of the memory.
-
-    With m the memory without reset, the first spike is the first m_t >= theta, and after a spike at t_k the
-    next is at min{t > t_k + R : m_t - beta^(t - t_k - R) m_{t_k + R} >= theta}: each spike satisfies it, no
-    earlier step does.
-    """
-    torch.manual_seed(seed)
-    x = torch.randn(120, 1, dtype=torch.float64) + 0.4
-    spikes, _, _ = lif(x, beta, theta, reset="zero", refractory_input="ignore", refractory_period=period)
-    memory = lif(x, beta, reset="none", return_membrane=True)[1]
-    assert memory is not None
-    m = memory[:, 0].tolist()
-    fired = spikes[:, 0].nonzero().flatten().tolist()
-    assume(len(fired) >= 2)
-    sample = -1  # t_k + R; the memory before the first step is 0
-    for next_spike in [*fired, len(m)]:
-        sampled = m[sample] if sample >= 0 else 0.0
-        for t in range(sample + 1, min(next_spike + 1, len(m))):
-            u = m[t] - beta ** (t - sample) * sampled
-            if abs(u - theta) <= 1e-9:  # a tie: the theorem speaks of real numbers
-                return
-            assert (u >= theta) == (t == next_spike), (t, next_spike)
-        sample = next_spike + period
-        if sample >= len(m):
-            return
 
 
 def test_subnormal_membranes_are_not_flushed() -> None:

@@ -31,6 +31,7 @@ LAYERS = {
     "spiking": {"ops", "surrogate", "discretize", "_module", "_checks"},
     "_module": {"ops", "surrogate", "_checks"},
     "ops": {"surrogate", "_checks"},
+    "encoding": {"ops", "_checks"},
     "discretize": {"_checks"},
     "surrogate": {"_checks"},
     "_alloc": set(),
