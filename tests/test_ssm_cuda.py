@@ -128,10 +128,10 @@ def test_layouts_are_what_a_gpu_can_start() -> None:
 def test_constants_agree() -> None:
     """The provider makes as much room as the kernels take."""
     folder = cupy_provider._SOURCE.parent
-    pair, kernel = (folder / "pair.h").read_text(), (folder / "kernel.cu").read_text()
+    pair, columns = (folder / "pair.h").read_text(), (folder / "columns.h").read_text()
     assert f"BLOCK = {cupy_provider._BLOCK};" in pair and f"GROUP = {cupy_provider._GROUP};" in pair
-    assert "STRIDE = BLOCK + 4;" in kernel and cupy_provider._STRIDE == cupy_provider._BLOCK + 4
-    assert "SLOTS = BLOCK / GROUP + GROUP - 2;" in kernel
+    assert "STRIDE = BLOCK + 4;" in columns and cupy_provider._STRIDE == cupy_provider._BLOCK + 4
+    assert "SLOTS = BLOCK / GROUP + GROUP - 2;" in columns
     assert cupy_provider._SLOTS == cupy_provider._BLOCK // cupy_provider._GROUP + cupy_provider._GROUP - 2
 
 
@@ -139,10 +139,14 @@ def test_constants_agree() -> None:
 
 # what stands there, what is put in its place
 MUTANTS = {
-    "columns beyond the last": ("mine += column < a.columns &&", "mine +="),
-    "pairs beyond the last": ("&& pair + p * LANES_EACH < a.pairs", ""),
-    "columns brought in beyond the last": ("carries = first + carried < a.columns;", "carries = true;"),
-    "constants of another channel": ("place.column % a.channels * a.pairs", "0 * a.pairs"),
+    "columns beyond the last": ("mine += column < a.columns &&", "mine +=", "columns.h"),
+    "pairs beyond the last": ("&& pair + p * LANES_EACH < a.pairs", "", "columns.h"),
+    "columns brought in beyond the last": (
+        "carries = first + carried < a.columns;",
+        "carries = true;",
+        "columns.h",
+    ),
+    "constants of another channel": ("place.column % a.channels * a.pairs", "0 * a.pairs", "columns.h"),
     "rows that are not there yet": (
         "bring_in(a, place, a.x, start, count, rows);\n        __syncthreads();\n        if (SPEAKS",
         "bring_in(a, place, a.x, start, count, rows);\n        if (SPEAKS",
@@ -158,6 +162,7 @@ MUTANTS = {
     "taps that are not there yet": (
         "        shared.taps[i] = rounded(sum);\n    }\n    __syncthreads();",
         "        shared.taps[i] = rounded(sum);\n    }",
+        "columns.h",
     ),
     "gradients that are not there yet": (
         "place.lane, count);\n        __syncthreads();\n        if (!LEARNS)",
@@ -166,11 +171,13 @@ MUTANTS = {
     "the other half is kept": (
         "kept = upper ? value[i + HALF] : value[i];",
         "kept = upper ? value[i] : value[i + HALF];",
+        "columns.h",
     ),
-    "a lane's share is another's": ("first + (upper ? HALF : 0)", "first + (upper ? 0 : HALF)"),
+    "a lane's share is another's": ("first + (upper ? HALF : 0)", "first + (upper ? 0 : HALF)", "columns.h"),
     "one slice for all": (
         "sums[(s * place.columns + place.carried) * STRIDE + t]",
         "sums[place.carried * STRIDE + t]",
+        "columns.h",
     ),
     "the group is longer": ("if (l <= earlier)", "if (l <= t)"),
     "no drift is taken off": ("add(h[p], times(shared.drift(p), h[p]))", "(void)shared"),

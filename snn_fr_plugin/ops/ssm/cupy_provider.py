@@ -23,8 +23,8 @@ MOST_PAIRS = 256  # of a channel
 
 _SOURCE = Path(__file__).with_name("kernel.cu")
 _BLOCK, _GROUP = 64, 4  # steps between checkpoints, and taken together, as in pair.h
-_STRIDE = _BLOCK + 4  # numbers of a row in shared memory, as in kernel.cu
-_SLOTS = 18  # states of a pair in a block that a thread keeps there, as in kernel.cu
+_STRIDE = _BLOCK + 4  # numbers of a row in shared memory, as in columns.h
+_SLOTS = 18  # states of a pair in a block that a thread keeps there, as in columns.h
 _WARP = 32
 _GRID = 65535  # blocks along the second dimension of a grid, at most
 # Threads below which a large GPU has idle processors, and the steps of a span that repay another pass over x.
