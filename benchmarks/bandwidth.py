@@ -1,11 +1,13 @@
 """The fused FR neuron against the memory's limit: forward, backward, and both through autograd.
 
     python benchmarks/bandwidth.py --json benchmarks/results/bandwidth.json
+    python benchmarks/bandwidth.py --device cuda --json bandwidth_gpu.json
 
 Forward reads x and writes spikes (a copy's traffic, and a state every 32 steps); backward reads x and a
 gradient and writes a gradient (one and a half times that). On the CPU the allocator keeps what was freed, so
-that outputs lie in memory that was used before, as a preallocated one would. The provider is ``auto``'s; its
-spikes are compared with those of the torch loop first.
+that outputs lie in memory that was used before, as a preallocated one would. On a GPU the goals are those for
+an H200, and of what the kernels take: "device ms". The provider is ``auto``'s; its spikes are compared with
+those of the torch loop first.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from torch import Tensor
 
 from snn_fr_plugin import ops
 
-SHAPES = [(4096, 2048), (1024, 16384)]
+SHAPES = {"cpu": [(4096, 2048), (1024, 16384)], "cuda": [(1024, 65536), (1024, 16384), (4096, 2048)]}
 ROWS = {
     "float32": [("FR", "none"), ("FR, reset to zero", "zero"), ("FR, reset by subtraction", "subtract")],
     "bfloat16": [("FR", "none")],
     "float16": [("FR", "none")],
 }
+GOALS = {"float32": {"forward": 0.16, "backward": 0.24}, "bfloat16": {"forward": 0.085, "backward": 0.125}}
+GOAL_SHAPE = (1024, 65536)
 
 
 def spikes(x: Tensor, reset: str, backend: str = "auto") -> Tensor:
@@ -34,7 +38,7 @@ def main() -> None:
     parser.set_defaults(fast_alloc=True)
     parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("T", "M"))
     bench = Benchmark(parser.parse_args())
-    for steps, neurons in bench.arguments.shape or SHAPES:
+    for steps, neurons in bench.arguments.shape or SHAPES[bench.device.type]:
         for name, variants in ROWS.items():
             dtype = getattr(torch, name)
             x, gradient = (bench.random(steps, neurons).to(dtype) for _ in range(2))
@@ -52,6 +56,10 @@ def main() -> None:
                 )
                 peers[f"{label}: both"] = training(lambda v, r=reset: spikes(v, r), x, gradient)
             bench.table(f"[{steps}, {neurons}] {name}", x, peers, steps=steps, neurons=neurons, dtype=name)
+            if bench.device.type == "cuda" and (steps, neurons) == GOAL_SHAPE:
+                rows = {row["name"]: row["device_ms"] for row in bench.tables[-1]["rows"]}
+                for part, limit in GOALS.get(name, {}).items():
+                    bench.goal(f"{list(GOAL_SHAPE)} {name} FR {part}", "<=", limit, rows[f"FR: {part}"], "ms")
     bench.finish()
 
 

@@ -2,6 +2,8 @@
 
     python benchmarks/gate.py --json benchmarks/results/gate.json --plot benchmarks/results/gate.png
 
+    python benchmarks/gate.py --device cuda --json gate_gpu.json
+
 Before anything is timed, all absolute gates must give the same spikes.
 """
 
@@ -15,9 +17,15 @@ from snn_fr_plugin import ops
 from snn_fr_plugin.surrogate import ATan
 
 SCHEMES = ("absolute", "window", "strided", "onset")
-SHAPES = [(128, 2048), (1024, 2048), (4096, 2048), (1024, 16384)]
+SHAPES = {
+    "cpu": [(128, 2048), (1024, 2048), (4096, 2048), (1024, 16384)],
+    # chunks at once, where neurons are few and steps many, and one by one
+    "cuda": [(1024, 2048), (4096, 2048), (16384, 2048), (16384, 128), (1024, 16384), (1024, 65536)],
+}
 SWEPT = 2048  # neurons of the sweep over T
+LOOPED = 1024  # steps beyond which a GPU is not kept waiting by a loop over time
 PERIODS = (1, 16)
+BACKENDS = {"cpu": ["torch", "cpp"], "cuda": ["cupy"]}
 
 
 def loop(drive: Tensor, period: int) -> Tensor:
@@ -43,12 +51,13 @@ def check(peers: dict[str, object], drive: Tensor) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("T", "M"))
-    parser.add_argument("--backend", nargs="+", default=["torch", "cpp"], help="providers to time")
+    parser.add_argument("--backend", nargs="+", help="providers to time; torch and cpp, or cupy on a GPU")
     bench = Benchmark(parser.parse_args())
-    for steps, neurons in bench.arguments.shape or SHAPES:
+    backends = bench.arguments.backend or BACKENDS[bench.device.type]
+    for steps, neurons in bench.arguments.shape or SHAPES[bench.device.type]:
         x, gradient = bench.random(steps, neurons), bench.random(steps, neurons)
         peers = {f"loop, R = {period}": lambda v, r=period: loop(v, r) for period in PERIODS}
-        for backend in bench.arguments.backend:
+        for backend in backends:
             for period in PERIODS:
                 peers[f"absolute, {backend}, R = {period}"] = lambda v, b=backend, r=period: (
                     ops.fixed_refractory(v, period=r, backend=b)[0]
@@ -58,6 +67,10 @@ def main() -> None:
                     v, period=1, scheme=s, backend=b
                 )[0]
         check(peers, x)
+        if bench.device.type == "cuda" and steps > LOOPED:
+            for period in PERIODS:
+                bench.leave_out(f"loop, R = {period}, beyond {LOOPED} steps", "takes longer than all others")
+                del peers[f"loop, R = {period}"]
         for mode, wrap in (
             ("forward", lambda run, x=x: inference(run, x)),
             ("forward + backward", lambda run, x=x, g=gradient: training(run, x, g)),
@@ -71,7 +84,7 @@ def main() -> None:
                 neurons=neurons,
                 series=f"fixed_refractory on [T, {neurons}] float32" if neurons == SWEPT else None,
             )
-            for backend in bench.arguments.backend:
+            for backend in backends:
                 bench.compare(f"absolute, {backend}, R = 1", ["loop, R = 1"])
     bench.finish()
 

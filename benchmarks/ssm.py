@@ -1,16 +1,22 @@
 """``ops.diagonal_ssm`` against the ways to compute it in plain torch.
 
     python benchmarks/ssm.py --json benchmarks/results/ssm.json --plot benchmarks/results/ssm.png
+    python benchmarks/ssm.py --device cuda --json ssm_gpu.json --plot ssm_gpu.png
 
 The peers are what a user of torch would write, differentiated by autograd: the kernel from a Vandermonde
 matrix [H, n, T] and an FFT, the same with the matrix split into two levels of about sqrt(T) powers, and
 chunks of 64 steps by matrix products with a carried state. The torch provider is the second with a backward
 of its own. Before anything is timed, outputs and gradients must agree.
+
+On a GPU there are also, where they are installed, accelerated-scan's complex scan over states that lie in
+memory, and mamba-ssm's selective scan with constant matrices. What does not run is left out, and the output
+says why.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from harness import Benchmark, inference, options, training
@@ -19,8 +25,13 @@ from torch import Tensor
 from snn_fr_plugin import ops
 
 LENGTHS = [1024, 4096, 16384]
+BATCH = {"cpu": 8, "cuda": 64}
+BACKENDS = {"cpu": ["torch", "cpp"], "cuda": ["torch", "cupy"]}
+GOAL_SHAPE = (1024, 64, 128, 32)  # T, N, H, n
+STATES_BYTES = 4e9  # of [N, H, n, T] complex numbers, beyond which a scan over states is left out
 NAIVE_BYTES = 4e9  # of [H, n, T] complex numbers, beyond which the naive form is left out
-FFT_FORMS = ("naive Vandermonde + FFT", "two-level Vandermonde + FFT", "chunked matmul", "torch")
+FFT = "two-level Vandermonde + FFT"
+FFT_FORMS = ("naive Vandermonde + FFT", FFT, "chunked matmul", "torch")
 
 
 def naive(x: Tensor, A: Tensor, C: Tensor) -> Tensor:
@@ -72,6 +83,44 @@ def chunked(x: Tensor, A: Tensor, C: Tensor, chunk: int = 64) -> Tensor:
     return y.view(channels, chunk, -1, batch).permute(2, 1, 3, 0).reshape(steps, batch, channels)
 
 
+def accelerated_scan(x: Tensor, A: Tensor, C: Tensor) -> Tensor:
+    """The states as a tensor [N, H n, T], by accelerated-scan on Triton."""
+    from accelerated_scan.complex import scan
+
+    steps, batch, channels = x.shape
+    pairs = A.shape[1]
+    forget = A.flatten()[None, :, None].expand(batch, -1, steps).contiguous()
+    inputs = x.permute(1, 2, 0)[:, :, None].expand(-1, -1, pairs, -1).flatten(1, 2).contiguous()
+    states = scan(forget, inputs).unflatten(1, (channels, pairs))
+    return torch.einsum("hn,bhnt->tbh", C, states).real
+
+
+def selective_scan(x: Tensor, A: Tensor, C: Tensor) -> Tensor:
+    """mamba-ssm's kernel: h_t = exp(delta A) h[t-1] + delta B x_t, y = 2 Re(C h) for complex A."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    u = x.permute(1, 2, 0).contiguous()
+    return selective_scan_fn(u, torch.ones_like(u), torch.log(A), torch.ones_like(A), C / 2).permute(2, 0, 1)
+
+
+def packages(
+    bench: Benchmark, x: Tensor, gradient: Tensor, A: Tensor, C: Tensor
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Scans of other packages, where they run."""
+    peers: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, run, stored in (
+        ("accelerated-scan", accelerated_scan, 8 * A.shape[1] * x.numel()),
+        ("mamba-ssm", selective_scan, 0),
+    ):
+        if stored > STATES_BYTES:
+            bench.leave_out(f"{name}, {len(x)} steps", f"its states alone take {stored / 1e9:.1f} GB")
+            continue
+        both = {FFT: lambda v: two_level(v, A, C), name: lambda v, r=run: r(v, A, C)}
+        if bench.runs(name, lambda b=both: check(b, x, gradient)):
+            peers[name] = both[name]
+    return peers
+
+
 def check(peers: dict[str, object], x: Tensor, gradient: Tensor) -> None:
     """Refuses to time what does not compute the same."""
     expected = None
@@ -88,13 +137,16 @@ def check(peers: dict[str, object], x: Tensor, gradient: Tensor) -> None:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, help="8, or 64 on a GPU")
     parser.add_argument("--channels", type=int, default=128, help="H")
     parser.add_argument("--pairs", type=int, default=32, help="n, complex states of a channel")
     parser.add_argument("--steps", type=int, nargs="+", default=LENGTHS, help="multiples of 64")
-    parser.add_argument("--backend", nargs="+", default=["torch", "cpp"], help="providers to time")
+    parser.add_argument("--backend", nargs="+", help="providers to time; torch, and cpp or cupy")
     bench = Benchmark(parser.parse_args())
+    device = bench.device.type
     batch, channels, pairs = (getattr(bench.arguments, name) for name in ("batch", "channels", "pairs"))
+    batch = batch or BATCH[device]
+    backends = bench.arguments.backend or BACKENDS[device]
     dt = torch.logspace(-3, -1, channels)[:, None]  # S4D-Lin
     A = torch.exp(dt * torch.complex(torch.full((pairs,), -0.5), math.pi * torch.arange(pairs)))
     A, C = (m.to(bench.device) for m in (A, dt * torch.randn(channels, pairs, dtype=torch.complex64)))
@@ -102,14 +154,18 @@ def main() -> None:
     for steps in bench.arguments.steps:
         x, gradient = bench.random(steps, batch, channels), bench.random(steps, batch, channels)
         peers = {
-            "two-level Vandermonde + FFT": lambda v: two_level(v, A, C),
+            FFT: lambda v: two_level(v, A, C),
             "chunked matmul": lambda v: chunked(v, A, C),
         }
         if 8 * A.numel() * steps < NAIVE_BYTES / 8:  # autograd keeps several of them
             peers["naive Vandermonde + FFT"] = lambda v: naive(v, A, C)
-        for backend in bench.arguments.backend:
+        else:
+            bench.leave_out(f"naive Vandermonde + FFT, {steps} steps", "all powers of A take too much memory")
+        for backend in backends:
             peers[backend] = lambda v, b=backend: ops.diagonal_ssm(v, A, C, backend=b)[0]
         check(peers, x, gradient)
+        if device == "cuda":
+            peers |= packages(bench, x, gradient, A, C)
         for mode, wrap in (
             ("forward", lambda run, x=x: inference(run, x)),
             ("forward + backward", lambda run, x=x, g=gradient: training(run, x, g)),
@@ -122,8 +178,13 @@ def main() -> None:
                 steps=steps,
                 series=f"diagonal_ssm on [T, {batch}, {channels}], {pairs} complex pairs, float32",
             )
-            for backend in bench.arguments.backend:
+            for backend in backends:
                 bench.compare(backend, [name for name in FFT_FORMS if name != backend])
+            if device == "cuda" and mode != "forward" and (steps, batch, channels, pairs) == GOAL_SHAPE:
+                faster = bench.compare("cupy", [FFT])
+                bench.goal(
+                    f"diagonal_ssm {mode}, {list(GOAL_SHAPE)}, against the FFT form", ">=", 5, faster, "x"
+                )
     bench.finish()
 
 

@@ -15,9 +15,9 @@ from snn_fr_plugin.surrogate import ATan
 
 # what serves CPU tensors here; "cupy-on-cpu" is the CuPy provider with its kernels run by tests/cuda_shim.h
 PROVIDERS = ["torch", "cpp"] if _compile.available() else ["torch"]
-PROVIDERS_AND_CUDA: list[Any] = [*PROVIDERS, "cupy-on-cpu"] if _compile.available() else list(PROVIDERS)
-if torch.cuda.is_available():  # the same tests on a GPU: pytest -m gpu
-    PROVIDERS_AND_CUDA.append(pytest.param("cupy", marks=pytest.mark.gpu))
+# the same tests on a GPU: pytest -m gpu
+ON_GPU: list[Any] = [pytest.param("cupy", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+PROVIDERS_AND_CUDA: list[Any] = [*PROVIDERS, *(["cupy-on-cpu"] if _compile.available() else []), *ON_GPU]
 
 # (relative, absolute): real values are compared by dtype, spikes always exactly
 TOLERANCE = {

@@ -213,9 +213,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[m[:40] for _, _, m in BAD])
 def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    matrix = torch.zeros(4, 2, dtype=torch.complex64)
+    x = torch.zeros(3, 2, 4, device="cpu")  # where the tensors of BAD are
+    matrix = torch.zeros(4, 2, dtype=torch.complex64, device="cpu")
     with pytest.raises(error, match=message):
-        diagonal_ssm(**{"x": torch.zeros(3, 2, 4), "A_bar": matrix, "C_bar": matrix, **change})
+        diagonal_ssm(**{"x": x, "A_bar": matrix, "C_bar": matrix, "backend": "torch", **change})
 
 
 def test_empty_batch() -> None:

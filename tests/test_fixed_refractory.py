@@ -14,11 +14,19 @@ from snn_fr_plugin.ops import fixed_refractory
 from snn_fr_plugin.ops.refractory.reference import fixed_refractory as reference
 from snn_fr_plugin.surrogate import FastSigmoid
 
-from .support import PROVIDERS, assert_close, assert_some_spikes, gradients, graph_size, random_like
+from .support import (
+    ON_GPU,
+    PROVIDERS,
+    assert_close,
+    assert_some_spikes,
+    gradients,
+    graph_size,
+    random_like,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("provider"),
-    pytest.mark.parametrize("provider", PROVIDERS, indirect=True),
+    pytest.mark.parametrize("provider", [*PROVIDERS, *ON_GPU], indirect=True),
 ]
 
 SCHEMES: tuple[Any, ...] = ("absolute", "window", "strided", "onset")
@@ -171,5 +179,6 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[m[:40] for _, _, m in BAD])
 def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    drive = torch.zeros(4, 3, device="cpu")  # where the tensors of BAD are
     with pytest.raises(error, match=message):
-        fixed_refractory(**{"drive": torch.zeros(4, 3), "period": 1, **change})
+        fixed_refractory(**{"drive": drive, "period": 1, "backend": "torch", **change})

@@ -300,7 +300,8 @@ def test_non_finite_input_propagates() -> None:
     assert spikes[1].tolist() == [0.0, 1.0, 0.0]
 
 
-GOOD = {"x": torch.zeros(3, 2, 4), "beta": 0.9}
+# tensors on the CPU, which every device's providers would have to refuse in the same words
+GOOD = {"x": torch.zeros(3, 2, 4), "beta": 0.9, "backend": "torch"}
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"refractory_period": -1}, ValueError, "refractory_period must be an int >= 0.*got -1"),
     ({"refractory_period": 1.5}, TypeError, "refractory_period must be an int.*got 1.5"),
