@@ -53,15 +53,18 @@ class PairedLayer(Memories, MemoryModule):
     @property
     def backend(self) -> str | None:
         """The provider that every part names, ``None`` where they name several. Setting it sets them all."""
-        named = {part.backend for part in self.system.modules() if hasattr(part, "backend")}
+        named = {part.backend for part in self._served()}
         return named.pop() if len(named) == 1 else None
 
     @backend.setter
     def backend(self, value: str) -> None:
         check_backend(value)
-        for part in self.system.modules():
-            if hasattr(part, "backend"):
-                part.backend = value
+        for part in self._served():
+            part.backend = value
+
+    def _served(self) -> list[Any]:
+        """The parts that name a provider."""
+        return [part for part in self.system.modules() if hasattr(part, "backend")]
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: _States, step_mode: str) -> _States:
         x = inputs[0]
