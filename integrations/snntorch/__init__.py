@@ -1,4 +1,4 @@
-"""Neurons with a fixed refractory period and parallel state-space layers as native types of snnTorch.
+"""Neurons with a fixed refractory period and parallel spiking layers as native types of snnTorch.
 
 ::
 
@@ -6,6 +6,8 @@
 
     lif = fr.FRLeaky(beta=0.9, refractory_period=2)       # in place of snn.Leaky(beta=0.9)
     spk, mem = lif(x, mem)
+    ssm = fr.SpikingFRSSM(d_model=64)                     # any of the systems, or any pair: fr.SpikingLayer
+    spk, mem = ssm(x_seq)                                 # [T, B, 64]
 
 ``reset(net)`` and ``detach(net)`` do for any network what ``snntorch.utils.reset`` and ``detach_hidden`` do
 for its direct children.
@@ -23,7 +25,18 @@ except ModuleNotFoundError as error:
     ) from error
 from torch import nn
 
-from snn_fr_plugin.integrations.snntorch.layers import SequenceLayer, SpikingFRSSM, SpikingPSSM
+from snn_fr_plugin.integrations.snntorch.layers import (
+    PMSN,
+    PRF,
+    BinaryS4D,
+    PSpikeSSM,
+    SequenceLayer,
+    SPikESSM,
+    SpikingFRSSM,
+    SpikingLayer,
+    SpikingPSSM,
+    SpikingSSM,
+)
 from snn_fr_plugin.integrations.snntorch.neurons import (
     FRAlpha,
     FRLapicque,
@@ -34,14 +47,21 @@ from snn_fr_plugin.integrations.snntorch.neurons import (
 )
 
 __all__ = [
+    "PMSN",
+    "PRF",
+    "BinaryS4D",
     "FRAlpha",
     "FRLapicque",
     "FRLeaky",
     "FRRLeaky",
     "FRRSynaptic",
     "FRSynaptic",
+    "PSpikeSSM",
+    "SPikESSM",
     "SpikingFRSSM",
+    "SpikingLayer",
     "SpikingPSSM",
+    "SpikingSSM",
     "detach",
     "reset",
 ]

@@ -1,4 +1,4 @@
-"""State-space spiking layers in snnTorch's conventions for whole sequences.
+"""Parallel spiking layers in snnTorch's conventions for whole sequences: any memory with any spiking module.
 
 As snnTorch's own sequence layers (``StateLeaky``), they take [T, B, C], return ``spk, mem``, and with
 ``output=False`` the ``mem`` alone. ``mem`` is the drive: what the threshold saw.
@@ -7,78 +7,93 @@ As snnTorch's own sequence layers (``StateLeaky``), they take [T, B, C], return 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from snn_fr_plugin import systems
-from snn_fr_plugin._checks import check_flag, check_sequence, state_dtype
+from snn_fr_plugin.integrations.snntorch._peers import (
+    PMSN,
+    PRF,
+    BinaryS4D,
+    PSpikeSSM,
+    SPikESSM,
+    SpikingSSM,
+)
+from snn_fr_plugin.integrations.snntorch._sequence import SequenceLayer, surrogate_option
 from snn_fr_plugin.ops.refractory import Scheme
+from snn_fr_plugin.systems import S4DOptions
+from snn_fr_plugin.systems.layer import Norm
 
-__all__ = ["SequenceLayer", "SpikingFRSSM", "SpikingPSSM"]
-
-
-class SequenceLayer(nn.Module):
-    """A ``systems.SpikingLayer`` that keeps its state, if asked, in the way of snnTorch's hidden states."""
-
-    def __init__(self, system: systems.SpikingLayer, output: bool, init_hidden: bool) -> None:
-        super().__init__()
-        check_flag("output", output)
-        check_flag("init_hidden", init_hidden)
-        self.system = system
-        self.output, self.init_hidden = output, init_hidden
-        self._state: Any = None
-        self._shape: torch.Size | None = None  # of a step, for which the state is
-
-    def forward(self, input_: Tensor) -> Any:
-        """``spk, mem`` of a sequence [T, B, d_model]; ``mem`` alone with ``output=False``."""
-        check_sequence(input_, "input_")
-        state = self._fitting(input_) if self.init_hidden else None
-        spk, mem, state = self.system.forward_with_drive(input_, state)
-        if self.init_hidden:
-            self._state, self._shape = state, input_.shape[1:]
-        return (spk, mem) if self.output else mem
-
-    def _fitting(self, input_: Tensor) -> Any:
-        """The state kept, where and in which dtype the input needs it; ``None``: another batch size."""
-        if self._state is None or self._shape != input_.shape[1:]:
-            return None
-        dtype, device = state_dtype(input_), input_.device
-        return _mapped(self._state, lambda leaf: _converted(leaf, dtype, device))
-
-    def reset_mem(self) -> None:
-        """Forget the state: the next call begins at rest."""
-        self._state = None
-
-    def detach_mem(self) -> None:
-        """Cut the state from its autograd history."""
-        self._state = _mapped(self._state, Tensor.detach)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # no autograd history: neither deepcopy nor another process could follow it
-        return {**self.__dict__, "_state": _mapped(self._state, Tensor.detach)}
-
-    def extra_repr(self) -> str:
-        """What differs from the defaults."""
-        parts = [] if self.output else ["output=False"]
-        return ", ".join([*parts, "init_hidden=True"] if self.init_hidden else parts)
+__all__ = [
+    "PMSN",
+    "PRF",
+    "BinaryS4D",
+    "PSpikeSSM",
+    "SPikESSM",
+    "SequenceLayer",
+    "SpikingFRSSM",
+    "SpikingLayer",
+    "SpikingPSSM",
+    "SpikingSSM",
+]
 
 
-def _mapped(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A state, nested NamedTuples, with the function applied to each of its tensors."""
-    if isinstance(state, Tensor):
-        return function(state)
-    if isinstance(state, tuple):
-        return type(state)(*(_mapped(part, function) for part in state))
-    return state
+class SpikingLayer(SequenceLayer):
+    """Any memory in front of any spiking module, for whole sequences.
 
+    ``systems.SpikingLayer``, which documents the equations::
 
-def _converted(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of a state that computes in ``dtype``, float32 or float64."""
-    if leaf.is_complex():
-        return leaf.to(device, torch.complex64 if dtype == torch.float32 else torch.complex128)
-    return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+        mem = norm(spiking.integrate(memory(input_)))
+        spk = spiking.fire(mem)
+
+    Args:
+        memory: ``Leaky``, ``S4D``, ``Resonator``, ``MultiCompartment`` or ``Bidirectional`` of
+            ``snn_fr_plugin.memory``, or a module of your own with ``forward`` and ``initial_state``.
+        spiking: a module of ``snn_fr_plugin.spiking``, or of your own with ``integrate``, ``fire`` and
+            ``initial_state``. It brings its surrogate, and both bring their ``backend``.
+        norm: of the drive, "batch", "layer", a module or ``None`` (default).
+        d_model: channels C, the last dimension of the input; by default what the memory says.
+        output: return ``spk, mem`` (default), or ``mem`` alone.
+        init_hidden: ``False`` (default): every call begins at rest. ``True``: a call goes on where the last
+            one ended, until ``reset_mem()`` or a change of the batch size; refused by what is not causal:
+            ``Bidirectional``, ``PSN``, and ``MaskedPSN`` until its ``lambda_`` is 1.
+
+    Shapes:
+        input_, spk: [T, B, *], of one dtype; mem: [T, B, *].
+
+    Raises:
+        TypeError: a part that is not a module, an argument or the input of the wrong type or dtype.
+        ValueError: an unknown norm, ``init_hidden=True`` with what is not causal, or an input with other
+            channels or too few dimensions.
+
+    Reference:
+        E. Zhang, Revisiting Reset Mechanisms in Spiking Neural Networks for Sequential Modeling,
+        arXiv 2504.17751 (2025).
+
+    Example:
+        >>> from snn_fr_plugin.memory import Resonator
+        >>> from snn_fr_plugin.spiking import SlidingPSN
+        >>> layer = SpikingLayer(Resonator(4), SlidingPSN(k=3), init_hidden=True)
+        >>> spk, mem = layer(torch.randn(10, 2, 4))
+        >>> spk.shape, mem.shape
+        (torch.Size([10, 2, 4]), torch.Size([10, 2, 4]))
+    """
+
+    def __init__(
+        self,
+        memory: nn.Module,
+        spiking: nn.Module,
+        norm: Norm | nn.Module | None = None,
+        *,
+        d_model: int | None = None,
+        output: bool = True,
+        init_hidden: bool = False,
+    ) -> None:
+        super().__init__(systems.SpikingLayer(memory, spiking, norm, d_model=d_model), output, init_hidden)
+        if init_hidden:
+            self._check_causal()
 
 
 class SpikingFRSSM(SequenceLayer):
@@ -94,14 +109,17 @@ class SpikingFRSSM(SequenceLayer):
         d_state: real state size per channel, even. Default 64.
         refractory_period: R >= 0, in steps. Default 1.
         scheme: "absolute" (default), "window", "strided" or "onset"; see ``ops.fixed_refractory``.
+        threshold: initial threshold, a float or one per channel. Default 1.0.
+        learn_threshold: learn log(threshold) per channel. Default True.
+        norm: of the drive, "batch", "layer", a module or ``None`` (default).
         spike_grad: a surrogate of ``snn_fr_plugin.surrogate``, or any callable applied to
             ``mem - threshold``, snnTorch's own included. ``None`` (default) is ATan.
         output: return ``spk, mem`` (default), or ``mem`` alone.
         init_hidden: ``False`` (default): every call begins at rest. ``True``: a call goes on where the last
             one ended, until ``reset_mem()`` or a change of the batch size.
         backend: provider of the operators, "auto" (default), "torch", "cpp" or "cupy".
-        options: the others of ``systems.SpikingFRSSM``: ``threshold``, ``learn_threshold``, ``norm``,
-            ``init``, ``discretization``, ``dt_min``, ``dt_max``, ``device``, ``dtype``.
+        device, dtype: of the parameters.
+        s4d: ``init``, ``discretization``, ``dt_min``, ``dt_max`` of ``memory.S4D``.
 
     Shapes:
         input_, spk: [T, B, C], of one dtype; mem: [T, B, C].
@@ -128,17 +146,22 @@ class SpikingFRSSM(SequenceLayer):
         *,
         refractory_period: int = 1,
         scheme: Scheme = "absolute",
+        threshold: float | Tensor = 1.0,
+        learn_threshold: bool = True,
+        norm: Norm | nn.Module | None = None,
         spike_grad: Callable[[Tensor], Tensor] | None = None,
         output: bool = True,
         init_hidden: bool = False,
         backend: str = "auto",
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4d: Unpack[S4DOptions],
     ) -> None:
-        if spike_grad is not None:
-            options["surrogate"] = spike_grad
         system = systems.SpikingFRSSM(
-            d_model, d_state, refractory_period=refractory_period, scheme=scheme, backend=backend, **options
-        )
+            d_model, d_state, refractory_period=refractory_period, scheme=scheme, threshold=threshold,
+            learn_threshold=learn_threshold, norm=norm, backend=backend, device=device, dtype=dtype,
+            **surrogate_option(spike_grad), **s4d,
+        )  # fmt: skip
         super().__init__(system, output, init_hidden)
 
 
@@ -156,14 +179,16 @@ class SpikingPSSM(SequenceLayer):
         k: taps of the sliding filter, or steps that the masked one reads once closed. Default 8.
         psn: "sliding" (default; causal), "masked" (causal once its ``lambda_`` is 1) or "full" (not causal).
         T: steps of every sequence; for "masked" and "full" only.
+        norm: of the drive, before the bias: "batch", "layer", a module or ``None`` (default).
         spike_grad: a surrogate of ``snn_fr_plugin.surrogate``, or any callable applied to ``mem + bias``,
             snnTorch's own included. ``None`` (default) is ATan.
         output: return ``spk, mem`` (default), or ``mem`` alone.
         init_hidden: ``False`` (default): every call begins at rest. ``True``: a call goes on where the last
-            one ended, until ``reset_mem()`` or a change of the batch size; not with ``psn="full"``.
+            one ended, until ``reset_mem()`` or a change of the batch size. ``psn="full"`` refuses it, and
+            "masked" refuses to be called so until its ``lambda_`` is 1.
         backend: provider of the operators, "auto" (default), "torch", "cpp" or "cupy".
-        options: the others of ``systems.SpikingPSSM``: ``norm``, ``init``, ``discretization``, ``dt_min``,
-            ``dt_max``, ``device``, ``dtype``.
+        device, dtype: of the parameters.
+        s4d: ``init``, ``discretization``, ``dt_min``, ``dt_max`` of ``memory.S4D``.
 
     Shapes:
         input_, spk: [T, B, C], of one dtype; mem: [T, B, C].
@@ -190,18 +215,22 @@ class SpikingPSSM(SequenceLayer):
         k: int = 8,
         psn: Literal["sliding", "masked", "full"] = "sliding",
         T: int | None = None,
+        norm: Norm | nn.Module | None = None,
         spike_grad: Callable[[Tensor], Tensor] | None = None,
         output: bool = True,
         init_hidden: bool = False,
         backend: str = "auto",
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4d: Unpack[S4DOptions],
     ) -> None:
-        if spike_grad is not None:
-            options["surrogate"] = spike_grad
         if init_hidden and psn == "full":
             raise ValueError(
                 "init_hidden must be False with psn='full', got True: each of its spikes depends on the "
                 "whole sequence, so there is nothing to go on from"
             )
-        system = systems.SpikingPSSM(d_model, d_state, k=k, psn=psn, T=T, backend=backend, **options)
+        system = systems.SpikingPSSM(
+            d_model, d_state, k=k, psn=psn, T=T, norm=norm, backend=backend, device=device, dtype=dtype,
+            **surrogate_option(spike_grad), **s4d,
+        )  # fmt: skip
         super().__init__(system, output, init_hidden)

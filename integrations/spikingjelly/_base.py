@@ -62,30 +62,14 @@ def materialize(
 
 
 class Memories:
-    """Mixin of the memory modules: ``backend``, states that keep their dtype, copies that leave the graph."""
+    """Mixin of the memory modules: states that keep their dtype, copies that leave the graph."""
 
-    _backend: str
     _memories: dict[str, Any]
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
         """The values that ``backend`` takes."""
         return BACKENDS
-
-    @property
-    def backend(self) -> str:
-        """The provider of the operators; whether it can serve the input shows when it is called."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, value: str) -> None:
-        check_backend(value)
-        self._backend = value
-        parts: Any = self
-        for part in parts.children():
-            for module in part.modules():
-                if hasattr(module, "backend"):
-                    module.backend = value
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> Any:
         """Parameters change device and dtype; a state follows to the device and keeps its dtype."""
@@ -122,6 +106,7 @@ class FRNode(Memories, BaseNode):
 
     v: float | Tensor
     refractory: int | Tensor
+    _backend: str
 
     def __init__(
         self,
@@ -158,6 +143,16 @@ class FRNode(Memories, BaseNode):
         self.refractory_period = refractory_period
         self.refractory_input = refractory_input
         self.backend = backend
+
+    @property
+    def backend(self) -> str:
+        """The provider of the operator; whether it can serve the input shows when it is called."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        check_backend(value)
+        self._backend = value
 
     def _charge(self, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments of ``ops.lif`` that make its charge this neuron's, for a state of ``dtype``."""

@@ -1,96 +1,99 @@
-"""State-space spiking layers for SpikingJelly: ``snn_fr_plugin.systems`` as ``base.MemoryModule`` types."""
+"""Parallel spiking layers for SpikingJelly: ``snn_fr_plugin.systems`` as ``base.MemoryModule`` types.
+
+In step mode 'm' a sequence is computed as parallel over time as its parts, in 's' one step after the other,
+with the same spikes in evaluation. Every tensor of the state is a memory, which begins at zero and restarts
+when the batch changes its size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, Unpack
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from snn_fr_plugin import systems
-from snn_fr_plugin._checks import check_channels, check_sequence, check_step
-from snn_fr_plugin.integrations.spikingjelly._base import Memories, materialize
-from snn_fr_plugin.integrations.spikingjelly._compat import MemoryModule, let_set_backend
-from snn_fr_plugin.integrations.spikingjelly._surrogate import translate
+from snn_fr_plugin.integrations.spikingjelly._paired import PairedLayer, surrogate_option
+from snn_fr_plugin.integrations.spikingjelly._peers import (
+    PMSN,
+    PRF,
+    BinaryS4D,
+    PSpikeSSM,
+    SPikESSM,
+    SpikingSSM,
+)
 from snn_fr_plugin.ops.refractory import Scheme
-from snn_fr_plugin.spiking import PSN, PSNState
-from snn_fr_plugin.systems import SpikingLayerState
+from snn_fr_plugin.systems import S4DOptions
+from snn_fr_plugin.systems.layer import Norm
 
-__all__ = ["SpikingFRSSM", "SpikingPSSM"]
+__all__ = [
+    "PMSN",
+    "PRF",
+    "BinaryS4D",
+    "PSpikeSSM",
+    "SPikESSM",
+    "SpikingFRSSM",
+    "SpikingLayer",
+    "SpikingPSSM",
+    "SpikingSSM",
+]
 
-_States = tuple[Any, ...]
 
+class SpikingLayer(PairedLayer):
+    r"""Any memory in front of any spiking module, as a SpikingJelly layer.
 
-class _SpikingLayer(Memories, MemoryModule):
-    """A ``systems.SpikingLayer`` whose state is held by SpikingJelly, one memory for each of its tensors."""
+    ``systems.SpikingLayer``, which documents the equations::
+
+        drive  = norm(spiking.integrate(memory(x)))
+        spikes = spiking.fire(drive)
+
+    What reads the future, ``Bidirectional`` and ``PSN``, has step mode 'm' only; ``MaskedPSN`` steps once its
+    ``lambda_`` is 1. Memories are named by their place in the state: ``memory`` and ``spiking``, and
+    ``spiking_v``, ``spiking_refractory`` for ``LIF``, ``spiking_recent``, ``spiking_time`` for ``PSN`` and
+    ``MaskedPSN``; ``BernoulliSampler`` has none.
+
+    Args:
+        memory: ``Leaky``, ``S4D``, ``Resonator``, ``MultiCompartment`` or ``Bidirectional`` of
+            ``snn_fr_plugin.memory``, or a module of your own with ``forward`` and ``initial_state``.
+        spiking: a module of ``snn_fr_plugin.spiking``, or of your own with ``integrate``, ``fire`` and
+            ``initial_state``. It brings its surrogate, and both bring their ``backend``; setting that of the
+            layer, or ``functional.set_backend`` of 0.0.0.0.14, sets theirs.
+        norm: of the drive, "batch", "layer", a module or ``None`` (default).
+        d_model: channels, the last dimension of the input; by default what the memory says.
+        step_mode: 's', x is [N, d_model] and a call is a step, or 'm', x is [T, N, d_model]; [N, \*] and
+            [T, N, \*] where d_model is not known. Default 's', which ``Bidirectional`` and ``PSN`` refuse.
+
+    Raises:
+        TypeError: a part that is not a module, the input is of the wrong type or dtype.
+        ValueError: an unknown norm, a state of your own that does not begin at zero, or the input has other
+            channels or too few dimensions.
+
+    Reference:
+        E. Zhang, Revisiting Reset Mechanisms in Spiking Neural Networks for Sequential Modeling,
+        arXiv 2504.17751 (2025).
+
+    Example:
+        >>> from snn_fr_plugin.memory import Resonator
+        >>> from snn_fr_plugin.spiking import LIF
+        >>> layer = SpikingLayer(Resonator(4), LIF(0.9), step_mode="m")
+        >>> layer(torch.randn(10, 2, 4)).shape, layer.memory.shape, layer.spiking_v.shape
+        (torch.Size([10, 2, 4]), torch.Size([2, 4, 1]), torch.Size([2, 4]))
+    """
 
     def __init__(
         self,
-        system: systems.SpikingLayer,
-        d_model: int,
-        sentinels: dict[str, float],
-        step_mode: str,
-        backend: str,
+        memory: nn.Module,
+        spiking: nn.Module,
+        norm: Norm | nn.Module | None = None,
+        *,
+        d_model: int | None = None,
+        step_mode: str = "s",
     ) -> None:
-        super().__init__()
-        self.system = system
-        self.d_model = d_model
-        for name, sentinel in sentinels.items():
-            self.register_memory(name, sentinel)
-        self.step_mode = step_mode
-        self.backend = backend
-        let_set_backend(system)
-
-    def materialize_states(self, inputs: tuple[Tensor, ...], states: _States, step_mode: str) -> _States:
-        x = inputs[0]
-        multi = step_mode == "m"
-        (check_sequence if multi else check_step)(x)
-        if x.dim() != (3 if multi else 2):
-            expected_shape = "[T, N, d_model]" if multi else "[N, d_model]"
-            raise ValueError(
-                f"x must have shape {expected_shape} in step mode {step_mode!r}, got {tuple(x.shape)}"
-            )
-        check_channels(x, self.d_model)
-        shape = x.shape[1:] if multi else x.shape
-        # what the state should look like; on the meta device it costs nothing to ask
-        expected = _flat(self.system.initial_state(x.new_empty(shape, device="meta")))
-        pairs = list(zip(states, expected, strict=True))
-        if any(isinstance(v, Tensor) and v.shape != like.shape for v, like in pairs):
-            states = (0,) * len(states)  # another batch: all of it starts again
-        return tuple(
-            materialize(name, v, 0, like.shape, like.dtype, x.device) if isinstance(like, Tensor) else v
-            for name, v, like in zip(self._memories, states, expected, strict=True)
-        )
-
-    def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: _States, **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], _States]:
-        """One step [N, d_model] as a pure function of ``states``, in the order of the memories."""
-        spikes, state = self.system.step(inputs[0], _nest(states))
-        # no view: a recurrent container keeps it as a memory, and detaches it in place
-        return (spikes.clone(),), _flat(state)
-
-    def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: _States, **kwargs: Any
-    ) -> tuple[tuple[Tensor, ...], _States]:
-        """A sequence [T, N, d_model] as a pure function of ``states``, in the order of the memories."""
-        spikes, state = self.system(inputs[0], _nest(states))
-        return (spikes,), _flat(state)
+        super().__init__(systems.SpikingLayer(memory, spiking, norm, d_model=d_model), step_mode)
 
 
-def _nest(states: _States) -> SpikingLayerState:
-    memory, *spiking = states
-    return SpikingLayerState(memory, spiking[0] if len(spiking) == 1 else PSNState(*spiking))
-
-
-def _flat(state: SpikingLayerState) -> _States:
-    spiking = state.spiking
-    if not isinstance(spiking, PSNState):
-        return state.memory, spiking
-    return state.memory, spiking.recent.clone(), spiking.time  # detach_net refuses the view that PSN returns
-
-
-class SpikingFRSSM(_SpikingLayer):
+class SpikingFRSSM(PairedLayer):
     r"""State-space memory sampled by a threshold with a fixed refractory period, as a SpikingJelly layer.
 
     ``systems.SpikingFRSSM``, which documents the equations::
@@ -98,10 +101,8 @@ class SpikingFRSSM(_SpikingLayer):
         y = S4D(x)
         s_t = 1[norm(y)_t >= threshold] and silent for the last R steps
 
-    In step mode 'm' a sequence is computed in parallel over time, in 's' one step after the other, with the
-    same spikes in evaluation. Memories: ``h``, the modes of the memory (complex64, complex128 for float64
-    input, [N, d_model, d_state / 2]), and ``gate``, the refractory state (int32, [N, d_model]). Both restart
-    when the batch changes its size.
+    Memories: ``h``, the modes of the memory (complex64, complex128 for float64 input,
+    [N, d_model, d_state / 2]), and ``gate``, the refractory state (int32, [N, d_model]).
 
     Args:
         d_model: channels, the last dimension of the input.
@@ -109,11 +110,14 @@ class SpikingFRSSM(_SpikingLayer):
         step_mode: 's', x is [N, d_model] and a call is a step, or 'm', x is [T, N, d_model]. Default 's'.
         refractory_period: R >= 0, in steps. Default 1.
         scheme: "absolute" (default), "window", "strided" or "onset"; see ``ops.fixed_refractory``.
+        threshold: initial threshold, a float or one per channel. Default 1.0.
+        learn_threshold: learn log(threshold) per channel. Default True.
+        norm: of the drive, "batch", "layer", a module or ``None`` (default).
         surrogate_function: a surrogate of SpikingJelly or of ``snn_fr_plugin.surrogate``, or any callable.
             ``None`` (default) is the ATan of ``snn_fr_plugin``.
         backend: provider of the operators: "auto" (default), "torch", "cpp" or "cupy".
-        options: the others of ``systems.SpikingFRSSM``: ``threshold``, ``learn_threshold``, ``norm``,
-            ``init``, ``discretization``, ``dt_min``, ``dt_max``, ``device``, ``dtype``.
+        device, dtype: of the parameters.
+        s4d: ``init``, ``discretization``, ``dt_min``, ``dt_max`` of ``memory.S4D``.
 
     Raises:
         TypeError: an argument or the input is of the wrong type or dtype.
@@ -124,7 +128,6 @@ class SpikingFRSSM(_SpikingLayer):
         arXiv 2504.17751 (2025).
 
     Example:
-        >>> import torch
         >>> layer = SpikingFRSSM(4, d_state=8, step_mode="m", refractory_period=2)
         >>> layer(torch.randn(10, 2, 4)).shape, layer.h.shape
         (torch.Size([10, 2, 4]), torch.Size([2, 4, 4]))
@@ -138,19 +141,24 @@ class SpikingFRSSM(_SpikingLayer):
         step_mode: str = "s",
         refractory_period: int = 1,
         scheme: Scheme = "absolute",
+        threshold: float | Tensor = 1.0,
+        learn_threshold: bool = True,
+        norm: Norm | nn.Module | None = None,
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         backend: str = "auto",
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4d: Unpack[S4DOptions],
     ) -> None:
-        if surrogate_function is not None:
-            options["surrogate"] = translate(surrogate_function)
         system = systems.SpikingFRSSM(
-            d_model, d_state, refractory_period=refractory_period, scheme=scheme, backend=backend, **options
-        )
-        super().__init__(system, d_model, {"h": 0.0, "gate": 0}, step_mode, backend)
+            d_model, d_state, refractory_period=refractory_period, scheme=scheme, threshold=threshold,
+            learn_threshold=learn_threshold, norm=norm, backend=backend, device=device, dtype=dtype,
+            **surrogate_option(surrogate_function), **s4d,
+        )  # fmt: skip
+        super().__init__(system, step_mode, ("h", "gate"))
 
 
-class SpikingPSSM(_SpikingLayer):
+class SpikingPSSM(PairedLayer):
     r"""State-space memory sampled by a parallel spiking neuron, as a SpikingJelly layer.
 
     ``systems.SpikingPSSM``, which documents the equations::
@@ -158,11 +166,10 @@ class SpikingPSSM(_SpikingLayer):
         y = S4D(x)
         s_t = 1[norm(w * y)_t + bias >= 0]          w * y the filter of the PSN over time
 
-    In step mode 'm' a sequence is computed in parallel over time, in 's' one step after the other, with the
-    same spikes in evaluation; ``psn="full"`` reads the future and has 'm' only, ``psn="masked"`` steps once
-    its ``lambda_`` is 1. Memories: ``h``, the modes of the memory (complex64, complex128 for float64 input,
+    ``psn="full"`` reads the future and has step mode 'm' only, ``psn="masked"`` steps once its ``lambda_`` is
+    1. Memories: ``h``, the modes of the memory (complex64, complex128 for float64 input,
     [N, d_model, d_state / 2]), ``recent``, the last inputs of the filter ([k - 1, N, d_model]), and, unless
-    sliding, ``time``, the steps read. All restart when the batch changes its size.
+    sliding, ``time``, the steps read.
 
     Args:
         d_model: channels, the last dimension of the input.
@@ -172,11 +179,12 @@ class SpikingPSSM(_SpikingLayer):
         k: taps of the sliding filter, or steps that the masked one reads once closed. Default 8.
         psn: "sliding" (default), "masked" or "full".
         T: steps of every sequence; for "masked" and "full" only.
+        norm: of the drive, before the bias: "batch", "layer", a module or ``None`` (default).
         surrogate_function: a surrogate of SpikingJelly or of ``snn_fr_plugin.surrogate``, or any callable.
             ``None`` (default) is the ATan of ``snn_fr_plugin``.
         backend: provider of the operators: "auto" (default), "torch", "cpp" or "cupy".
-        options: the others of ``systems.SpikingPSSM``: ``norm``, ``init``, ``discretization``, ``dt_min``,
-            ``dt_max``, ``device``, ``dtype``.
+        device, dtype: of the parameters.
+        s4d: ``init``, ``discretization``, ``dt_min``, ``dt_max`` of ``memory.S4D``.
 
     Raises:
         TypeError: an argument or the input is of the wrong type or dtype.
@@ -186,7 +194,6 @@ class SpikingPSSM(_SpikingLayer):
         E. Zhang, arXiv 2504.17751 (2025); W. Fang et al., arXiv 2304.12760 (2023).
 
     Example:
-        >>> import torch
         >>> layer = SpikingPSSM(4, d_state=8, step_mode="m", k=4)
         >>> layer(torch.randn(10, 2, 4)).shape, layer.recent.shape
         (torch.Size([10, 2, 4]), torch.Size([3, 2, 4]))
@@ -201,17 +208,15 @@ class SpikingPSSM(_SpikingLayer):
         k: int = 8,
         psn: Literal["sliding", "masked", "full"] = "sliding",
         T: int | None = None,
+        norm: Norm | nn.Module | None = None,
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         backend: str = "auto",
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **s4d: Unpack[S4DOptions],
     ) -> None:
-        if surrogate_function is not None:
-            options["surrogate"] = translate(surrogate_function)
-        system = systems.SpikingPSSM(d_model, d_state, k=k, psn=psn, T=T, backend=backend, **options)
-        sentinels = {"h": 0.0, "recent": 0.0} | ({} if psn == "sliding" else {"time": 0})
-        super().__init__(system, d_model, sentinels, step_mode, backend)
-
-    def supported_step_mode(self) -> tuple[str, ...]:
-        """'m' alone for the full PSN, otherwise both."""
-        system = self._modules.get("system")
-        return ("m",) if system is not None and isinstance(system.spiking, PSN) else ("s", "m")
+        system = systems.SpikingPSSM(
+            d_model, d_state, k=k, psn=psn, T=T, norm=norm, backend=backend, device=device, dtype=dtype,
+            **surrogate_option(surrogate_function), **s4d,
+        )  # fmt: skip
+        super().__init__(system, step_mode, ("h", "recent") if psn == "sliding" else ("h", "recent", "time"))

@@ -106,7 +106,8 @@ class LIF(SpikingModule):
             register_positive(
                 self, "reset_magnitude", reset_magnitude, learn_reset_magnitude, must_be_positive=False
             )
-        self.reset, self.refractory_period = reset, refractory_period
+        # not ``reset``: SpikingJelly 0.0.0.0.14 calls an attribute of that name
+        self.reset_mechanism, self.refractory_period = reset, refractory_period
         self.detach_reset, self.inclusive, self.surrogate = detach_reset, inclusive, surrogate
 
     @property
@@ -128,7 +129,7 @@ class LIF(SpikingModule):
             drive_seq,
             self.beta,
             self.threshold,
-            reset=self.reset,
+            reset=self.reset_mechanism,
             reset_magnitude=self.reset_magnitude,
             refractory_period=self.refractory_period,
             detach_reset=self.detach_reset,
@@ -149,7 +150,7 @@ class LIF(SpikingModule):
 
     def extra_repr(self) -> str:
         beta = f"{self.beta:g}" if isinstance(self.beta, float) else f"tensor{tuple(self.beta.shape)}"
-        parts = [f"beta={beta}, reset={self.reset!r}", show_positive(self, "threshold")]
+        parts = [f"beta={beta}, reset={self.reset_mechanism!r}", show_positive(self, "threshold")]
         if self.has_magnitude:
             parts.append(show_positive(self, "reset_magnitude"))
         return ", ".join([*parts, f"refractory_period={self.refractory_period}"])
