@@ -317,10 +317,10 @@ def test_a_killed_build_leaves_nothing_in_the_way(
 ) -> None:
     started = tmp_path / "started"
     pattern = "*/kernel.cpp*" if moment == "compiling" else "*-shared*/kernel.o*|*-dynamiclib*/kernel.o*"
-    stall = f'for out; do :; done; printf half > "$out"; touch {started}; sleep 300'
+    stall = f'for out; do :; done; printf half > "$out"; touch {started}; sleep 600'
     compiler(f'case "$*" in {pattern}) {stall};; esac')
     process = _start(kernel)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not started.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
