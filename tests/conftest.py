@@ -1,18 +1,30 @@
-"""Every test runs with fresh memory poisoned: an output left unwritten becomes NaN and shows."""
+"""Every test runs with fresh memory poisoned: an output left unwritten becomes NaN and shows.
+
+A run of all tests is shared among processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from snn_fr_plugin.ops import _cupy, _providers
 
 from . import cuda_on_cpu
 
+# how long anything takes is for benchmarks/, and never a failure
+settings.register_profile(
+    "no timing", parent=settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("no timing")
+
+_MOST_PROCESSES = 4  # each of them imports everything
 _FRESH = ("empty", "empty_like", "empty_strided")
 _FRESH_METHODS = ("new_empty", "new_empty_strided")
 
@@ -31,6 +43,28 @@ def _poison(make: Any) -> Any:
         return tensor
 
     return poisoned
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """``-n`` for who runs everything; a selection starts at once, in a process that has the GPU to itself."""
+    option = config.option
+    selected = config.args_source is config.ArgsSource.ARGS or option.markexpr or option.keyword
+    unset = getattr(option, "numprocesses", 0) is None  # pytest-xdist is installed, and was not told
+    if selected or option.usepdb or not unset or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(processors, _MOST_PROCESSES)
+    if processes > 1:
+        option.numprocesses, option.dist = processes, "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors // processes))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have recorded (``record_property``), from whatever process."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(autouse=True)

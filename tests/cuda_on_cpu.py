@@ -24,8 +24,8 @@ _GUARD = 4096  # bytes before and after each tensor
 _POISON = 0xFF  # NaN in every floating-point type
 _BARRIERS = re.compile(r"\b__(syncthreads|syncwarp|shfl\w*|ballot_sync|any_sync|all_sync)\b")
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
-# correct, not fast: most of the time of these tests would go into the compiler
-_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing")
+# what is not optimised is soon compiled, and there is more to compile here than to run
+_FLAGS = ("-std=c++17", "-O0", "-fPIC", "-ffp-contract=off")
 
 
 class KernelError(AssertionError):

@@ -13,9 +13,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
 #define __global__
 #define __device__
@@ -44,10 +43,33 @@ constexpr std::size_t STACK = std::size_t(256) << 10;
 constexpr unsigned char POISON = 0xff;  // NaN in every floating-point type
 constexpr std::size_t GUARD = 4096;     // bytes behind the shared memory of a block
 
+// A vector that only grows: the standard one's header takes longer to compile than a kernel.
+template <typename T>
+struct Array {
+    static_assert(std::is_trivially_copyable<T>::value, "items are moved as bytes");
+    T* items = nullptr;
+    std::size_t count = 0, room = 0;
+
+    void resize(std::size_t n)
+    {
+        if (n > room) {
+            items = static_cast<T*>(std::realloc(items, n * sizeof(T)));
+            std::memset(items + room, 0, (n - room) * sizeof(T));
+            room = n;
+        }
+        count = n;
+    }
+    std::size_t size() const { return count; }
+    T* data() { return items; }
+    T& operator[](std::size_t i) { return items[i]; }
+    T* begin() { return items; }
+    T* end() { return items + count; }
+};
+
 struct Fiber {
     ucontext_t start;
     jmp_buf at;
-    std::unique_ptr<char[]> stack;
+    char* stack;
     bool started;
     dim3 thread;
     Wait wait;
@@ -58,9 +80,9 @@ struct Fiber {
 };
 
 struct Block {
-    std::vector<Fiber> fibers;
-    std::vector<int> order;
-    std::vector<char> shared;
+    Array<Fiber> fibers;
+    Array<int> order;
+    Array<char> shared;
     jmp_buf scheduler;
     int current = -1;  // no fiber runs
     std::uint64_t random = 0x9e3779b97f4a7c15;
@@ -208,11 +230,11 @@ static void run_fibers()
     const int n = int(block.fibers.size());
     for (int i = 0; i < n; ++i) {
         Fiber& fiber = block.fibers[i];
-        if (!fiber.stack) fiber.stack.reset(new char[STACK]);
+        if (!fiber.stack) fiber.stack = static_cast<char*>(std::malloc(STACK));
         fiber.wait = RUNS;
         fiber.started = false;
         getcontext(&fiber.start);
-        fiber.start.uc_stack.ss_sp = fiber.stack.get();
+        fiber.start.uc_stack.ss_sp = fiber.stack;
         fiber.start.uc_stack.ss_size = STACK;
         fiber.start.uc_link = nullptr;
         makecontext(&fiber.start, fiber_main, 0);

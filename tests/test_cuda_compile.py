@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import torch
 from snn_fr_plugin.ops import _cupy
 from snn_fr_plugin.ops.lif import cupy_provider as lif
 from snn_fr_plugin.ops.refractory import cupy_provider as refractory
+from snn_fr_plugin.ops.ssm import cupy_provider as ssm
 
 nvrtc = pytest.importorskip(
     "cupy_backends.cuda.libs.nvrtc",
@@ -24,8 +24,8 @@ nvrtc = pytest.importorskip(
 )
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# everything is compiled for the first; for the others, where the compiler knows them, a quarter, in which
-# every charge and reset occurs with some dtype
+# every variant is compiled for the first two; for the others, where the compiler knows them, a quarter, in
+# which every charge and reset occurs with some dtype
 ARCHITECTURES = ("sm_90", "sm_80", "sm_75", "sm_100")
 REGISTERS = 128
 _KERNEL = re.compile(
@@ -42,16 +42,23 @@ class Variant(NamedTuple):
     exact: bool  # no operation may contract or flush
 
 
-def _lif(dtype: torch.dtype) -> Iterator[Variant]:
-    """Every charge and reset, on tiles and lanes in turn."""
-    shapes = {torch.float32: [(1, 16), (1, 32)], torch.float64: [(1, 4)]}
-    turns = itertools.cycle(shapes.get(dtype, [(2, 16), (2, 32), (1, 16)]))
+def _lif(dtype: torch.dtype, turn: int = 0) -> Iterator[Variant]:
+    """Every charge and reset, on lanes and tiles in turn; another turn begins with others."""
+    shapes = itertools.islice(itertools.cycle(lif.SHAPES[dtype]), turn, None)
     for charge, reset in itertools.product(range(3), range(5)):
-        yield Variant(lif._SOURCE, dtype, lif.flags(charge, reset, *next(turns)), True)
+        yield Variant(lif._SOURCE, dtype, lif.flags(charge, reset, *next(shapes)), True)
 
 
-def _variants(dtype: torch.dtype) -> list[Variant]:
-    return [*_lif(dtype), Variant(refractory._SOURCE, dtype, refractory._FLAGS, True)]
+def _ssm(dtype: torch.dtype) -> Iterator[Variant]:
+    """Every way to share the pairs of a column."""
+    layouts = (ssm._layout(1000, 1000, pairs, dtype) for pairs in range(1, ssm.MOST_PAIRS + 1))
+    for flags in dict.fromkeys(ssm.flags(layout) for layout in layouts):
+        yield Variant(ssm._SOURCE, dtype, flags, False)
+
+
+def _variants(dtype: torch.dtype, turn: int) -> list[Variant]:
+    gate = Variant(refractory._SOURCE, dtype, refractory._FLAGS, True)
+    return [*_lif(dtype, turn), gate, *_ssm(dtype)]
 
 
 def _kernels(source: Path) -> set[str]:
@@ -84,10 +91,12 @@ def _check(variant: Variant, architecture: str) -> list[str]:
 def test_registers_spills_and_rounding(architecture: str, dtype: torch.dtype) -> None:
     if int(architecture.removeprefix("sm_")) not in nvrtc.getSupportedArchs():
         pytest.skip(f"NVRTC {nvrtc.getVersion()} does not know {architecture}")
-    variants = _variants(dtype)
-    if architecture != ARCHITECTURES[0]:
-        variants = variants[(DTYPES.index(dtype) + ARCHITECTURES.index(architecture)) % 4 :: 4]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NVRTC compiles without the interpreter's lock
+    turn = ARCHITECTURES.index(architecture)
+    variants = _variants(dtype, turn)
+    if turn > 1:
+        variants = variants[(DTYPES.index(dtype) + turn) % 4 :: 4]
+    # NVRTC compiles without the interpreter's lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         wrong = [each for found in pool.map(lambda v: _check(v, architecture), variants) for each in found]
     assert not wrong, "\n".join(wrong)
 

@@ -517,15 +517,15 @@ def test_batch_norm_in_evaluation_is_affine() -> None:
 # torch
 
 
-@pytest.mark.parametrize("name", ["frssm", "pssm"])
-def test_compile(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), [("frssm", "inductor"), ("pssm", "aot_eager")])
+def test_compile(name: str, backend: str) -> None:
     """A training block with its state carried: outputs and gradients of eager, one graph for every call."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
     block = SpikingBlock(LAYERS[name](), dropout=0.0).double()
     twin = copy.deepcopy(block)
-    compiled = torch.compile(twin, fullgraph=True)
+    compiled = torch.compile(twin, fullgraph=True, backend=backend)
     state = expected_state = block.initial_state(inputs()[0])
     for _ in range(3):
         x = inputs().requires_grad_()

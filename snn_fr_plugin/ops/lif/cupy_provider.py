@@ -24,20 +24,25 @@ SAVES_SPIKES = False  # the backward replays them
 _SOURCE = Path(__file__).with_name("kernel.cu")
 _THREADS = 64  # of a block
 _FEW = 24_576  # neurons below which more loads in flight pay for the registers that they take
-_PACKED = (torch.float16, torch.bfloat16)
+_HALF = ((1, 16), (2, 16), (2, 32))
+# Lanes and tiles that kernels are compiled for; the longer tile is for few neurons. Two tiles of 32 words are
+# what registers hold; a half on its own takes a word too, and more to unpack it.
+SHAPES = {
+    torch.float32: ((1, 16), (1, 32)),
+    torch.float64: ((1, 4),),
+    torch.float16: _HALF,
+    torch.bfloat16: _HALF,
+}
 
 
 def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     x, neurons = inputs["x"], arguments.neurons
     lanes = 1
-    if x.dtype in _PACKED and neurons % 2 == 0:
+    if x.dtype.itemsize == 2 and neurons % 2 == 0:
         rows = (inputs.get("x"), inputs.get("grad_spikes"), outputs.get("spikes"), outputs.get("grad_x"))
         lanes = 1 if any(row is not None and row.data_ptr() % 4 for row in rows) else 2
-    # two tiles of 32 words are what registers hold; a half on its own takes a word too, and more to unpack it
-    if x.dtype == torch.float64:
-        tile = 4
-    else:
-        tile = 32 if neurons < _FEW and (lanes == 2 or x.dtype == torch.float32) else 16
+    tiles = [tile for wide, tile in SHAPES[x.dtype] if wide == lanes]
+    tile = tiles[-1 if neurons < _FEW else 0]
     if name == "backward":
         beyond = ("grad_membrane", "grad_charged", "grad_decay", "grad_threshold", "grad_magnitude")
         asked = inputs.keys() | outputs.keys()
