@@ -71,7 +71,7 @@ def test_equal_spikingjelly(ours: sg.Surrogate, theirs: Any) -> None:
         (sg.Sigmoid(25.0), snntorch.surrogate.sigmoid()),
         (sg.StraightThrough(), snntorch.surrogate.straight_through_estimator()),
     ],
-    ids=repr,
+    ids=lambda s: repr(s) if isinstance(s, sg.Surrogate) else s.__qualname__.partition(".")[0],
 )
 def test_equal_snntorch(ours: sg.Surrogate, theirs: Any) -> None:
     x = torch.cat([torch.linspace(-1, 1, 101), torch.zeros(1)])
