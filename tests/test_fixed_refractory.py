@@ -144,6 +144,36 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert drive.grad is not None and drive.grad.dtype == dtype
 
 
+def test_spikes_without_a_cotangent() -> None:
+    """What reads the spikes may have no gradient for them: then there is none for the drive."""
+
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, s: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(s)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> None:
+            return None
+
+    drive = torch.randn(7, 3, requires_grad=True)
+    threshold = torch.tensor(0.1, requires_grad=True)
+    spikes, _ = fixed_refractory(drive, threshold, period=1)
+    Constant.apply(spikes).sum().backward()
+    assert drive.grad is None and threshold.grad is None
+
+
+def test_gradient_of_the_drive_alone() -> None:
+    """It is the same whether or not the threshold learns."""
+    drive, cotangent = torch.randn(70, 3, 5, requires_grad=True), torch.randn(70, 3, 5)
+    grads = []
+    for learns in (False, True):
+        threshold = torch.tensor(0.1, requires_grad=learns)
+        spikes, _ = fixed_refractory(drive, threshold, period=1)
+        grads.append(torch.autograd.grad(spikes, drive, cotangent)[0])
+    assert grads[0].any() and torch.equal(*grads)
+
+
 def test_graph_does_not_grow_with_time() -> None:
     def nodes(steps: int) -> int:
         return graph_size(fixed_refractory(torch.randn(steps, 3, requires_grad=True), period=2)[0])

@@ -20,6 +20,7 @@ from torch import Tensor
 from snn_fr_plugin import surrogate
 from snn_fr_plugin.ops import _compile, lif
 from snn_fr_plugin.ops.lif import cpp_provider
+from snn_fr_plugin.ops.lif.mode import Call
 from snn_fr_plugin.ops.lif.mode import Mode as OperatorMode
 from snn_fr_plugin.ops.lif.operator import lif_backward_op, lif_op
 
@@ -377,6 +378,31 @@ def test_gradients_in_every_mode(part: int) -> None:
             assert_close(got, expected, f"{mode} {detach}")
 
 
+@pytest.mark.parametrize("ignore", ["integrate", "ignore"])
+@pytest.mark.parametrize("charge", ["beta", "tau_input", "tau"])
+def test_gradients_of_parameters_from_spikes_alone(charge: str, ignore: str) -> None:
+    """Several steps at once: whole and broken strips, groups and chunks, every broadcast."""
+    for (reset, delay), shape in itertools.product(RESETS, ((), (37,), (2, 1), (2, 37))):
+        mode = Mode(charge, reset, delay, ignore, True, True)
+        low, high = (0.6, 0.95) if charge == "beta" else (1.3, 3.0)
+        leaves = [
+            (torch.randn(38, 2, 37, dtype=torch.float64) + 0.4).requires_grad_(),
+            *(
+                torch.empty(shape, dtype=torch.float64).uniform_(*span).requires_grad_()
+                for span in ((low, high), (0.6, 1.1), (0.5, 1.0))
+            ),
+        ]
+        x, decay, threshold, magnitude = leaves
+        kwargs = mode.arguments(decay, 2) | {"threshold": threshold, "reset_magnitude": magnitude}
+        cotangent, results = torch.randn_like(x), []
+        for backend in ("torch", "cpp"):
+            spikes = lif(x, backend=backend, **kwargs)[0]
+            results.append(torch.autograd.grad(spikes, leaves, cotangent, allow_unused=True))
+        assert_some_spikes(spikes)
+        for got, expected in zip(*reversed(results), strict=True):
+            assert_close(got, expected, f"{mode} {shape}")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_gradients_in_lower_precision(dtype: torch.dtype) -> None:
     for mode in MODES[::5]:
@@ -535,15 +561,30 @@ def test_opcheck(dtype: torch.dtype) -> None:
     v = torch.randn(2, 3, dtype=dtype, requires_grad=True)
     left = torch.ones(2, 3, dtype=torch.int32)
     decay, threshold = (torch.full((3,), value, dtype=dtype, requires_grad=True) for value in (0.9, 0.8))
-    mode = _mode().text
-    args = (x, v, left, decay, threshold, threshold, mode, True, False, True, "cpp")
+    call = Call(_mode(), True, False, True, "cpp").text
+    args = (x, v, left, decay, threshold, threshold, call)
     torch.library.opcheck(lif_op, args)
     outputs = lif_op(*args)
     backward = (
         torch.randn_like(x), None, None, torch.randn_like(v), *(a.detach() for a in args[:6]), None,
-        outputs[2].detach(), outputs[3], outputs[6], mode, True, True, True, "cpp",
+        outputs[2].detach(), outputs[3], outputs[6], call, True, True, True,
     )  # fmt: skip
     torch.library.opcheck(lif_backward_op, backward)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_the_operator_writes_what_it_is_asked_for(reset: str) -> None:
+    """Membrane and charged membrane, each with and without the other."""
+    x, v, left = torch.randn(38, 70) + 0.4, torch.randn(70), torch.zeros(70, dtype=torch.int32)
+    decay, threshold, mode = torch.tensor(0.9), torch.tensor(0.8), _mode()._replace(reset=reset)
+    for wanted in itertools.product([False, True], repeat=2):
+        got, expected = (
+            lif_op(x, v, left, decay, threshold, threshold, Call(mode, *wanted, False, provider).text)
+            for provider in ("cpp", "torch")
+        )
+        assert_some_spikes(got[0])
+        assert [t.numel() > 0 for t in got[1:3]] == list(wanted)
+        assert _differing(got[:3], expected[:3]) == 0
 
 
 def test_compile_fullgraph() -> None:
@@ -581,23 +622,26 @@ def test_compile_fullgraph_while_the_mode_changes() -> None:
     assert len({float(expected.sum()) for _, expected in found}) == len(found)
 
 
-def test_a_mode_survives_as_text() -> None:
+def test_a_call_survives_as_text() -> None:
     for numbers in ((0, 0.1 + 0.2, 1e-300), (1000, -5e-324, 1e300), (3, 0.0, 2.0)):
-        for flags in itertools.product([False, True], repeat=5):
+        for *flags, membrane, charged, save in itertools.product([False, True], repeat=8):
             period, v_reset, alpha = numbers
             mode = OperatorMode("tau_input", "subtract", period, v_reset, *flags, "piecewise_linear", alpha)
-            assert OperatorMode.from_text(mode.text) == mode
+            call = Call(mode, membrane, charged, save, "torch")
+            assert Call.from_text(call.text) == call
 
 
 # ---- as source
 
 
+@pytest.mark.parametrize("charge", range(3))
 @pytest.mark.parametrize("dtype", ["FLOAT32", "FLOAT64", "FLOAT16", "BFLOAT16"])
-def test_source_has_no_warnings(dtype: str) -> None:
+def test_source_has_no_warnings(dtype: str, charge: int) -> None:
     chain = _compile.toolchain()
     source = Path(cpp_provider.__file__).with_name("kernel.cpp")
-    strict = ("-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-DSNN_FR_{dtype}")
-    _compile._run([*chain.command, *chain.flags, *strict, str(source)])
+    strict = ("-Wall", "-Wextra", "-Werror", "-fsyntax-only")
+    chosen = (f"-DSNN_FR_{dtype}", f"-DSNN_FR_CHARGE={charge}")
+    _compile._run([*chain.command, *chain.flags, *strict, *chosen, str(source)])
 
 
 @pytest.mark.slow
@@ -614,9 +658,9 @@ def test_bits_of_other_instruction_sets(target: str, monkeypatch: pytest.MonkeyP
     other = chain._replace(flags=flags, identity=f"{chain.identity}{target}")
     source = Path(cpp_provider.__file__).with_name("kernel.cpp")
 
-    def load(_: Path, dtype: torch.dtype) -> Any:
+    def load(_: Path, dtype: torch.dtype, *flags: str) -> Any:
         name = str(dtype).removeprefix("torch.")
-        return _compile._open(f"lif-{name}", source, (f"-DSNN_FR_{name.upper()}",), other)
+        return _compile._open(f"lif-{name}", source, (f"-DSNN_FR_{name.upper()}", *flags), other)
 
     monkeypatch.setattr(_compile, "load", load)
     make = random.Random(1)

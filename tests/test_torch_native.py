@@ -63,7 +63,7 @@ def test_opcheck_lif(monkeypatch: pytest.MonkeyPatch, with_state: bool, per_neur
     backward = (
         torch.randn(5, 2, 3), None, None, torch.randn(2, 3), *(a.detach() for a in args[:6]),
         outputs[0].detach(), outputs[2].detach(), outputs[3], outputs[6],
-        args[6], True, True, True, args[-1],
+        args[6], True, True, True,
     )  # fmt: skip
     torch.library.opcheck(lif_backward_op, backward)
 

@@ -37,16 +37,25 @@ class CounterRegistry:
 
     def bind(self, mem: Tensor, refractory: Tensor) -> None:
         """File ``refractory`` under the storage of ``mem``."""
+        self._file(mem, mem.stride(), int(mem.storage_offset()), refractory)
+
+    def bind_last(self, mem_seq: Tensor, refractory: Tensor) -> None:
+        """File ``refractory`` under ``mem_seq[-1]``, without the view, which autograd would track."""
+        step, *strides = mem_seq.stride()
+        offset = int(mem_seq.storage_offset()) + (len(mem_seq) - 1) * step
+        self._file(mem_seq, tuple(strides), offset, refractory)
+
+    def _file(self, mem: Tensor, strides: tuple[int, ...], offset: int, refractory: Tensor) -> None:
         if len(self._entries) >= self._prune_at:
             self._entries = {k: e for k, e in self._entries.items() if not e.storage.expired()}
             self._prune_at = max(16, 2 * len(self._entries))
-        if refractory.stride() != mem.stride():
+        if refractory.stride() != strides:
             like_mem = torch.empty_strided(
-                mem.shape, mem.stride(), dtype=refractory.dtype, device=refractory.device
+                refractory.shape, strides, dtype=refractory.dtype, device=refractory.device
             )
             refractory = like_mem.copy_(refractory)
         storage = mem.untyped_storage()
-        self._entries[storage._cdata] = _Entry(StorageWeakRef(storage), int(mem.storage_offset()), refractory)
+        self._entries[storage._cdata] = _Entry(StorageWeakRef(storage), offset, refractory)
 
     def find(self, mem: Tensor) -> Tensor | None:
         """The counter of ``mem``, itself or any view of a membrane filed here; ``None``: it has none."""

@@ -313,7 +313,7 @@ class RefractoryMixin(snn.SpikingNeuron):
                 setattr(self, name, state)
             self._handed = None if result.refractory is None else (self.mem, result.refractory)
         elif result.refractory is not None and len(input_) and not torch.compiler.is_compiling():
-            self._counters.bind(result.states["mem"][-1], result.refractory)
+            self._counters.bind_last(result.states["mem"], result.refractory)
         return result.spikes, result.states
 
     def _graded(self, spikes: Tensor) -> Tensor:

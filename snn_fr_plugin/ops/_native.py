@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["call", "fill", "per_neuron", "sum_to"]
+__all__ = ["call", "empty", "fill", "per_neuron", "sum_to"]
+
+
+def empty(like: Tensor) -> Tensor:
+    """Contiguous memory for the shape, dtype and device of a tensor; sooner than by ``new_empty``."""
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def fill(
@@ -23,10 +28,12 @@ def fill(
         The inputs that the addresses point to: keep them until the kernel has run (or has been put into the
         stream from which their memory comes).
     """
-    rows = {name: tensor.contiguous() for name, tensor in inputs.items()}
-    for field, tensor in (*rows.items(), *outputs.items()):
-        setattr(arguments, field, tensor.data_ptr() if tensor.numel() else None)
-    return list(rows.values())
+    rows = [tensor.contiguous() for tensor in inputs.values()]
+    for field, row in zip(inputs, rows, strict=True):
+        setattr(arguments, field, row.data_ptr())  # 0 without elements
+    for field, row in outputs.items():
+        setattr(arguments, field, row.data_ptr())
+    return rows
 
 
 def call(
@@ -47,8 +54,13 @@ def per_neuron(parameter: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
 
 
 def sum_to(row: Tensor, shape: torch.Size) -> Tensor:
-    """``row`` summed to a shape that broadcasts to it, in an order that no thread count changes."""
+    """``row`` summed in double to a shape that broadcasts to it, in an order that no thread count changes."""
+    if row.shape == shape:
+        return row
     # on a CPU torch splits a sum of all elements between its threads
     if row.device.type == "cpu" and shape.numel() == 1 and row.numel():
-        return row.flatten().cumsum(0)[-1].view(shape)
-    return row.sum_to_size(shape)
+        return row.flatten().cumsum(0, dtype=torch.float64)[-1].view(shape)
+    leading = row.dim() - len(shape)
+    if row.shape[leading:] == shape:
+        return row.sum(tuple(range(leading)), dtype=torch.float64)
+    return row.double().sum_to_size(shape)

@@ -19,7 +19,7 @@ from ..._checks import (
 )
 from ...surrogate import ATan, Surrogate
 from .. import _providers
-from .mode import EXTERNAL, Mode
+from .mode import EXTERNAL, Call, Mode
 from .operator import lif_op
 from .reference import lif as _reference
 
@@ -186,10 +186,11 @@ def lif(
         inclusive, detach_reset, gated, surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
         surrogate.alpha if isinstance(surrogate, Surrogate) else 0.0,
     )  # fmt: skip
+    want_charged = not fused or (return_membrane and not immediate)
+    call = Call(mode, return_membrane and immediate, want_charged, save, provider)
     spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
-        x, v, refractory, decay, threshold, magnitude, mode.text, return_membrane and immediate,
-        not fused or (return_membrane and not immediate), save, provider,
-    )  # fmt: skip
+        x, v, refractory, decay, threshold, magnitude, call.text
+    )
     if not fused:
         spikes = (surrogate(charged - threshold) * is_open).to(x.dtype)
     returned = membrane if immediate else charged

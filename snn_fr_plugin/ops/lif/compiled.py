@@ -82,11 +82,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs of the operator, in its order."""
     charged_shape, open_shape, checkpoints_shape = saved_shapes(x.shape, mode, want_charged, save)
-    spikes = x.new_empty(x.shape)
+    spikes = _native.empty(x)
     membrane = v0.new_empty(x.shape if want_membrane else (0,))
     charged = v0.new_empty(charged_shape)
     is_open = x.new_empty(open_shape, dtype=torch.bool)
-    v, refractory = v0.new_empty(v0.shape), refractory0.new_empty(refractory0.shape)
+    v, refractory = _native.empty(v0), _native.empty(refractory0)
     checkpoints = v0.new_empty(checkpoints_shape)
     _call(
         run,
@@ -131,8 +131,8 @@ def backward(
     """Gradients of x, v0, decay, threshold and magnitude (zeros where not needed)."""
     parameters = {"decay": decay, "threshold": threshold, "magnitude": magnitude}
     needed = {"decay": need_decay, "threshold": need_threshold, "magnitude": need_magnitude}
-    outputs = {"grad_x": x.new_empty(x.shape), "grad_v0": v0.new_empty(v0.shape)}
-    per_neuron = {name: v0.new_empty(v0.shape) for name in parameters if needed[name]}
+    outputs = {"grad_x": _native.empty(x), "grad_v0": _native.empty(v0)}
+    per_neuron = {name: _native.empty(v0) for name in parameters if needed[name]}
     cotangents = {
         "grad_spikes": grad_spikes,
         "grad_membrane": grad_membrane,
@@ -149,9 +149,7 @@ def backward(
         outputs | {f"grad_{name}": grad for name, grad in per_neuron.items()},
     )
     gradients = [
-        _native.sum_to(per_neuron[name].double(), p.shape).to(p.dtype)
-        if needed[name]
-        else torch.zeros_like(p)
+        _native.sum_to(per_neuron[name], p.shape).to(p.dtype) if needed[name] else torch.zeros_like(p)
         for name, p in parameters.items()
     ]
     return outputs["grad_x"], outputs["grad_v0"], gradients[0], gradients[1], gradients[2]

@@ -24,7 +24,7 @@ _SOURCE = Path(__file__).with_name("kernel.cpp")
 
 def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     arguments.threads = torch.get_num_threads()
-    library = _compile.load(_SOURCE, inputs["x"].dtype)
+    library = _compile.load(_SOURCE, inputs["x"].dtype, f"-DSNN_FR_CHARGE={arguments.charge}")
     _native.call(getattr(library, f"snn_fr_lif_{name}"), arguments, inputs, outputs)
 
 

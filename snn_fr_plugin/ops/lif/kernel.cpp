@@ -11,6 +11,7 @@
 namespace snn_fr {
 namespace {
 
+constexpr int CHARGE = SNN_FR_CHARGE;      // a number of step.h: one library for all would take long to compile
 constexpr int STRIP = 256 / sizeof(real);  // columns computed together, the trip count of the inner loops
 constexpr int GROUP = 4;                   // steps computed together
 constexpr int AHEAD = 24;                  // rows that the backward prefetches before their turn
@@ -31,7 +32,7 @@ struct alignas(64) Columns {
 struct alignas(64) Steps {
     real v[CHUNK + 1][STRIP], h[CHUNK][STRIP], spikes[CHUNK][STRIP], slope[CHUNK][STRIP];
     int left[CHUNK + 1][STRIP];
-    real in[GROUP][STRIP], out[GROUP][STRIP], x[STRIP], membrane[STRIP], charged[STRIP], zero[STRIP];
+    real in[GROUP][STRIP], out[GROUP][STRIP], x[GROUP][STRIP], membrane[STRIP], charged[STRIP], zero[STRIP];
 };
 
 struct Scratch {
@@ -56,11 +57,14 @@ inline Rules<real> with_integrate(Rules<real> rules)
     return rules;
 }
 
-// GROUP steps from the strip at column `at`, of which only the spikes and the last state are kept.
-template <int CHARGE, int RESET, bool INTEGRATE>
+// GROUP steps from the strip at column `at`, of which only the spikes and the last state are kept; TRACE: the
+// membranes too.
+template <int RESET, bool INTEGRATE, bool TRACE>
 [[gnu::noinline]] void fire_strip(const Rules<real>& shared, const Columns& c, int at, const real* const* x,
                                   real* __restrict v, int* __restrict left, real* __restrict s0,
-                                  real* __restrict s1, real* __restrict s2, real* __restrict s3)
+                                  real* __restrict s1, real* __restrict s2, real* __restrict s3,
+                                  real* __restrict m0, real* __restrict m1, real* __restrict m2,
+                                  real* __restrict m3)
 {
     const Rules<real> rules = with_integrate<INTEGRATE>(shared);
     const real *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
@@ -69,9 +73,13 @@ template <int CHARGE, int RESET, bool INTEGRATE>
         real v_i = v[i];
         int left_i = left[i];
         s0[i] = keep(advance<CHARGE, RESET>(x0[i], cell, rules, v_i, left_i).fired, real(1));
+        if constexpr (TRACE) m0[i] = v_i;
         s1[i] = keep(advance<CHARGE, RESET>(x1[i], cell, rules, v_i, left_i).fired, real(1));
+        if constexpr (TRACE) m1[i] = v_i;
         s2[i] = keep(advance<CHARGE, RESET>(x2[i], cell, rules, v_i, left_i).fired, real(1));
+        if constexpr (TRACE) m2[i] = v_i;
         s3[i] = keep(advance<CHARGE, RESET>(x3[i], cell, rules, v_i, left_i).fired, real(1));
+        if constexpr (TRACE) m3[i] = v_i;
         v[i] = v_i;
         left[i] = left_i;
     }
@@ -91,7 +99,7 @@ inline real seen(const Step<real>& step, const Neuron<real>& cell)
 
 // GROUP steps, of which is kept, in rows one after another, what the surrogate sees and what else the backward
 // needs: where a reset comes at once, the charged membrane and the spikes. ALL: everything.
-template <int CHARGE, int RESET, bool INTEGRATE, bool ALL>
+template <int RESET, bool INTEGRATE, bool ALL>
 [[gnu::noinline]] void replay_strip(const Rules<real>& shared, const Columns& c, int at, const real* const* x,
                                     const real* __restrict v, const int* __restrict left,
                                     real* __restrict next_v, int* __restrict next_left, real* __restrict h,
@@ -144,40 +152,51 @@ inline Step<real> recall(const Neuron<real>& cell, const Rules<real>& rules, con
     return step;
 }
 
-// GROUP steps in reverse, where only the gradients of x and v are wanted, from a cotangent of the spikes, and
-// every input was integrated.
-template <int CHARGE, int RESET>
+// GROUP steps in reverse, from a cotangent of the spikes, where every input was integrated: the gradients of x
+// and v. LEARN: those of the parameters too, for which the replay has kept everything.
+template <int RESET, bool LEARN>
 [[gnu::noinline]] void retreat_strip(const Rules<real>& shared, const Columns& c, int at,
                                      const real* __restrict v, const int* __restrict left,
                                      const real* __restrict h, const real* __restrict spikes,
-                                     const real* __restrict slope, const real* const* given,
-                                     real* __restrict carry, real* __restrict g0, real* __restrict g1,
+                                     const real* __restrict slope, const real* const* x,
+                                     const real* const* given, real* __restrict carry,
+                                     real* __restrict decay_sum, real* __restrict threshold_sum,
+                                     real* __restrict magnitude_sum, real* __restrict g0, real* __restrict g1,
                                      real* __restrict g2, real* __restrict g3)
 {
-    const Rules<real> rules = shared;
+    constexpr bool READS_X = LEARN && CHARGE == TAU_INPUT;
+    const Rules<real> rules = with_integrate<true>(shared);
+    const real *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
     const real *s0 = given[0], *s1 = given[1], *s2 = given[2], *s3 = given[3];
     for (int i = 0; i < STRIP; ++i) {
         const Neuron<real> cell = neuron(c, at + i, rules);
-        Neuron<real> unused{};
+        Neuron<real> sum{};
+        if constexpr (LEARN) sum = {decay_sum[i], 0, threshold_sum[i], magnitude_sum[i], 0};
         real carry_i = carry[i];
         const real given_i[GROUP] = {s0[i], s1[i], s2[i], s3[i]};
-        real grad_i[GROUP];
+        real x_i[GROUP] = {}, grad_i[GROUP];
+        if constexpr (READS_X) x_i[0] = x0[i], x_i[1] = x1[i], x_i[2] = x2[i], x_i[3] = x3[i];
         for (int j = GROUP - 1; j >= 0; --j) {
             const int k = i + j * STRIP;
-            const Step<real> step = recall<RESET, false>(cell, rules, v + k, left + k, h + k, spikes + k);
-            grad_i[j] = retreat<CHARGE, RESET, false>(step, slope[k], real(0), {given_i[j], 0, 0}, cell,
-                                                      rules, carry_i, unused);
+            const Step<real> step = recall<RESET, LEARN>(cell, rules, v + k, left + k, h + k, spikes + k);
+            grad_i[j] = retreat<CHARGE, RESET, LEARN>(step, slope[k], x_i[j], {given_i[j], 0, 0}, cell, rules,
+                                                      carry_i, sum);
         }
         carry[i] = carry_i;
         g0[i] = grad_i[0];
         g1[i] = grad_i[1];
         g2[i] = grad_i[2];
         g3[i] = grad_i[3];
+        if constexpr (LEARN) {
+            decay_sum[i] = sum.decay;
+            threshold_sum[i] = sum.threshold;
+            magnitude_sum[i] = sum.magnitude;
+        }
     }
 }
 
 // One step in reverse, with everything.
-template <int CHARGE, int RESET>
+template <int RESET>
 [[gnu::noinline]] void retreat_strip_full(const Rules<real>& shared, const Columns& c, int at,
                                           const real* __restrict v, const int* __restrict left,
                                           const real* __restrict h, const real* __restrict spikes,
@@ -202,31 +221,28 @@ template <int CHARGE, int RESET>
     }
 }
 
-// The loops for a pair of charge and reset; the first of two where inputs are ignored, the second where they
-// are integrated.
+// The loops for a reset; the first of two where inputs are ignored, the second where they are integrated.
 struct Strips {
-    decltype(&fire_strip<BETA, NONE, true>) fire[2];
-    decltype(&replay_strip<BETA, NONE, true, false>) replay, replay_all[2];
-    decltype(&retreat_strip<BETA, NONE>) retreat;
-    decltype(&retreat_strip_full<BETA, NONE>) retreat_full;
+    decltype(&fire_strip<NONE, true, false>) fire[2], trace;
+    decltype(&replay_strip<NONE, true, false>) replay, replay_all[2];
+    decltype(&retreat_strip<NONE, false>) retreat, learn;
+    decltype(&retreat_strip_full<NONE>) retreat_full;
 };
 
-template <int CHARGE, int RESET>
-constexpr Strips strips{{fire_strip<CHARGE, RESET, false>, fire_strip<CHARGE, RESET, true>},
-                        replay_strip<CHARGE, RESET, true, false>,
-                        {replay_strip<CHARGE, RESET, false, true>, replay_strip<CHARGE, RESET, true, true>},
-                        retreat_strip<CHARGE, RESET>,
-                        retreat_strip_full<CHARGE, RESET>};
+template <int RESET>
+constexpr Strips strips{{fire_strip<RESET, false, false>, fire_strip<RESET, true, false>},
+                        fire_strip<RESET, true, true>,
+                        replay_strip<RESET, true, false>,
+                        {replay_strip<RESET, false, true>, replay_strip<RESET, true, true>},
+                        retreat_strip<RESET, false>,
+                        retreat_strip<RESET, true>,
+                        retreat_strip_full<RESET>};
 
-template <int CHARGE>
-constexpr Strips strips_of_charge[] = {strips<CHARGE, NONE>, strips<CHARGE, SUBTRACT>, strips<CHARGE, ZERO>,
-                                       strips<CHARGE, SUBTRACT_LATER>, strips<CHARGE, ZERO_LATER>};
-
-const Strips& strips_of(const Arguments& a)
+const Strips& strips_of(int reset)
 {
-    static const Strips* const all[] = {strips_of_charge<BETA>, strips_of_charge<TAU_INPUT>,
-                                        strips_of_charge<TAU>};
-    return all[a.charge][a.reset];
+    static const Strips* const all[] = {&strips<NONE>, &strips<SUBTRACT>, &strips<ZERO>, &strips<SUBTRACT_LATER>,
+                                        &strips<ZERO_LATER>};
+    return *all[reset];
 }
 
 typedef decltype(&slope_strip<ATAN>) SlopeStrip;
@@ -329,8 +345,9 @@ struct Tile {
 };
 
 // `count` steps from t of the strip at column `at` of the tile; `width` is STRIP but in the last strip of a
-// row.
-inline void forward_strip(const Tile& tile, index t, int count, int at, int width, bool keep_steps)
+// row. `trace`: where the membranes go, if anywhere; `keep_steps`: it takes more than the loop that writes them and
+// the spikes.
+inline void forward_strip(const Tile& tile, index t, int count, int at, int width, real* trace, bool keep_steps)
 {
     const Arguments& a = tile.a;
     Columns& c = tile.columns;
@@ -344,13 +361,21 @@ inline void forward_strip(const Tile& tile, index t, int count, int at, int widt
         prefetch_row(row + ahead, width);
     }
     if (count == GROUP && !keep_steps) {
-        real* spikes[GROUP];
-        for (int j = 0; j < GROUP; ++j)
-            spikes[j] = begin_row(a.spikes + here + j * a.neurons, s.out[j], tile.stream || width < STRIP);
-        tile.strips.fire[a.integrate](tile.rules, c, at, x, c.v + at, c.left + at, spikes[0], spikes[1],
-                                      spikes[2], spikes[3]);
-        for (int j = 0; j < GROUP; ++j)
-            end_row(a.spikes + here + j * a.neurons, spikes[j], width, tile.stream);
+        const bool aside = tile.stream || width < STRIP;
+        real *spikes[GROUP], *membrane[GROUP];
+        for (int j = 0; j < GROUP; ++j) {
+            const index row = here + j * a.neurons;
+            spikes[j] = begin_row(a.spikes + row, s.out[j], aside);
+            membrane[j] = trace ? begin_row(trace + row, s.h[j], aside) : nullptr;
+        }
+        const auto fire = trace ? tile.strips.trace : tile.strips.fire[a.integrate];
+        fire(tile.rules, c, at, x, c.v + at, c.left + at, spikes[0], spikes[1], spikes[2], spikes[3],
+             membrane[0], membrane[1], membrane[2], membrane[3]);
+        for (int j = 0; j < GROUP; ++j) {
+            const index row = here + j * a.neurons;
+            end_row(a.spikes + row, spikes[j], width, tile.stream);
+            if (trace) end_row(trace + row, membrane[j], width, tile.stream);
+        }
         return;
     }
     tile.strips.replay_all[a.integrate](tile.rules, c, at, x, c.v + at, c.left + at, s.v[1], s.left[1], s.h[0],
@@ -374,21 +399,28 @@ void forward_tile(const Tile& tile, int n)
 {
     const Arguments& a = tile.a;
     Columns& c = tile.columns;
-    const bool keep_steps = a.membrane || a.charged || a.is_open;
+    // where no reset comes in the step of its spike, the charged membrane is the membrane
+    real* const trace = resets_at_once(a.reset) ? a.membrane : a.charged;
+    const real* const other = resets_at_once(a.reset) ? a.charged : a.membrane;
+    const bool keep_steps = a.is_open || other || (trace && !a.integrate);
     for (index t = 0; t < a.steps; t += GROUP) {
         const int count = int(a.steps - t < GROUP ? a.steps - t : GROUP);
         if (a.checkpoints && t > 0 && t % CHUNK == 0) save_state(a, t / CHUNK, tile.first, n, c.v, c.left);
         int at = 0;
-        for (; at + STRIP <= n; at += STRIP) forward_strip(tile, t, count, at, STRIP, keep_steps);
-        if (at < n) forward_strip(tile, t, count, at, n - at, keep_steps);
+        for (; at + STRIP <= n; at += STRIP) forward_strip(tile, t, count, at, STRIP, trace, keep_steps);
+        if (at < n) forward_strip(tile, t, count, at, n - at, trace, keep_steps);
     }
     std::memcpy(a.v + tile.first, c.v, n * sizeof(real));
     for (int i = 0; i < n; ++i) a.refractory[tile.first + i] = c.left[i] > 0 ? c.left[i] : 0;
 }
 
+// How much of the adjoint a call needs: EVERYTHING, or where the spikes alone have a cotangent and every input was
+// integrated, the gradients of the PARAMETERS, or those of the INPUT and the initial state alone.
+enum Scope { INPUT, PARAMETERS, EVERYTHING };
+
 // `count` steps from `start` in reverse; the strip to come after this one lies `next` elements on, and what is
 // prefetched last is its.
-inline void backward_strip(const Tile& tile, index start, int count, int at, int width, index next, bool full)
+inline void backward_strip(const Tile& tile, index start, int count, int at, int width, index next, Scope scope)
 {
     const Arguments& a = tile.a;
     Columns& c = tile.columns;
@@ -407,7 +439,7 @@ inline void backward_strip(const Tile& tile, index start, int count, int at, int
             prefetch_row(row + a.neurons, width);
         }
     }
-    const bool all = full || count % GROUP != 0;  // steps that make no whole group go the full way
+    const bool all = scope != INPUT || count % GROUP != 0;  // steps that make no whole group go the full way
     const auto replay = all ? tile.strips.replay_all[a.integrate] : tile.strips.replay;
     const bool states = keeps_states(a.reset, all);
     for (int j = 0; j < count; j += GROUP) {
@@ -424,27 +456,29 @@ inline void backward_strip(const Tile& tile, index start, int count, int at, int
     slope_strip_of(a.kind)(count, tile.by, s.slope[0]);
 
     int j = count;
-    for (; j >= GROUP && !full; j -= GROUP) {
+    const bool needs_x = CHARGE == TAU_INPUT && a.grad_decay;
+    for (; j >= GROUP && scope != EVERYTHING; j -= GROUP) {
         const int k = j - GROUP;
-        const real* given[GROUP];
+        const real *given[GROUP], *x[GROUP];
         real* grad[GROUP];
         for (int i = 0; i < GROUP; ++i) {
             const index row = here + (k + i) * a.neurons;
             given[i] = enter_row(a.grad_spikes + row, s.in[i], width);
+            x[i] = needs_x ? enter_row(a.x + row, s.x[i], width) : s.zero;
             grad[i] = begin_row(a.grad_x + row, s.out[i], tile.stream || width < STRIP);
             prefetch_row(a.grad_spikes + row + (k >= AHEAD ? -ahead : next ? next - ahead + rows : 0), width);
         }
-        tile.strips.retreat(tile.rules, c, at, s.v[k], s.left[k], s.h[k], s.spikes[k], s.slope[k], given,
-                            c.carry + at, grad[0], grad[1], grad[2], grad[3]);
+        const auto retreat = scope == INPUT ? tile.strips.retreat : tile.strips.learn;
+        retreat(tile.rules, c, at, s.v[k], s.left[k], s.h[k], s.spikes[k], s.slope[k], x, given, c.carry + at,
+                c.decay_sum + at, c.threshold_sum + at, c.magnitude_sum + at, grad[0], grad[1], grad[2], grad[3]);
         for (int i = 0; i < GROUP; ++i)
             end_row(a.grad_x + here + (k + i) * a.neurons, grad[i], width, tile.stream);
     }
     while (j-- > 0) {
         const index row = here + j * a.neurons;
-        const bool needs_x = a.charge == TAU_INPUT && a.grad_decay;
         tile.strips.retreat_full(
             tile.rules, c, at, s.v[j], s.left[j], s.h[j], s.spikes[j], s.slope[j],
-            needs_x ? enter_row(a.x + row, s.x, width) : s.zero,
+            needs_x ? enter_row(a.x + row, s.x[0], width) : s.zero,
             a.grad_spikes ? enter_row(a.grad_spikes + row, s.in[0], width) : s.zero,
             a.grad_membrane ? enter_row(a.grad_membrane + row, s.membrane, width) : s.zero,
             a.grad_charged ? enter_row(a.grad_charged + row, s.charged, width) : s.zero, c.carry + at,
@@ -457,8 +491,8 @@ void backward_tile(const Tile& tile, int n)
 {
     const Arguments& a = tile.a;
     Columns& c = tile.columns;
-    const bool full = !a.grad_spikes || a.grad_membrane || a.grad_charged || a.grad_decay ||
-                      a.grad_threshold || a.grad_magnitude || !a.integrate;
+    Scope scope = a.grad_decay || a.grad_threshold || a.grad_magnitude ? PARAMETERS : INPUT;
+    if (!a.grad_spikes || a.grad_membrane || a.grad_charged || !a.integrate) scope = EVERYTHING;
     for (int i = 0; i < whole_strips(n); ++i) {
         c.rate[i] = 1 / c.decay[i];
         c.carry[i] = a.grad_v && i < n ? a.grad_v[tile.first + i] : real(0);
@@ -470,9 +504,9 @@ void backward_tile(const Tile& tile, int n)
             const int rest = n - at;
             const index next = rest > STRIP ? STRIP : start > 0 ? -CHUNK * a.neurons - at : 0;
             if (rest >= STRIP)
-                backward_strip(tile, start, count, at, STRIP, next, full);
+                backward_strip(tile, start, count, at, STRIP, next, scope);
             else
-                backward_strip(tile, start, count, at, rest, next, full);
+                backward_strip(tile, start, count, at, rest, next, scope);
         }
     }
     std::memcpy(a.grad_v0 + tile.first, c.carry, n * sizeof(real));
@@ -499,7 +533,7 @@ void run(void (*pass)(const Tile&, int), const Arguments& a)
         const int n = int(rest < width ? rest : width);
         Scratch& scratch = thread_scratch;
         load_columns(a, first, n, scratch.columns);
-        pass({a, first, stream, rules_of(a), strips_of(a), surrogate<real>(a.kind, a.alpha), scratch.columns,
+        pass({a, first, stream, rules_of(a), strips_of(a.reset), surrogate<real>(a.kind, a.alpha), scratch.columns,
               scratch.steps},
              n);
         if (stream) finish_streaming();

@@ -9,7 +9,7 @@ Forward outputs, in this order; an output that was not asked for has shape [0]:
     v, refractory          final state
     checkpoints            what else a provider saves for its backward
 
-What is not a tensor is in ``mode``, a ``Mode`` as text.
+What is not a tensor is in ``call``, a ``Call`` as text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import cpp_provider, cupy_provider, torch_provider
-from .mode import Mode
+from .mode import Call
 
 _PROVIDERS: dict[str, ModuleType] = {
     "torch": torch_provider,
@@ -38,23 +38,11 @@ def lif_op(
     decay: Tensor,
     threshold: Tensor,
     magnitude: Tensor,
-    mode: str,
-    want_membrane: bool,
-    want_charged: bool,
-    save: bool,
-    provider: str,
+    call: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mode, want_membrane, want_charged, save, provider = Call.from_text(call)
     return _PROVIDERS[provider].forward(
-        x,
-        v0,
-        refractory0,
-        decay,
-        threshold,
-        magnitude,
-        Mode.from_text(mode),
-        want_membrane,
-        want_charged,
-        save,
+        x, v0, refractory0, decay, threshold, magnitude, mode, want_membrane, want_charged, save
     )
 
 
@@ -66,15 +54,10 @@ def _(
     decay: Tensor,
     threshold: Tensor,
     magnitude: Tensor,
-    mode: str,
-    want_membrane: bool,
-    want_charged: bool,
-    save: bool,
-    provider: str,
+    call: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    charged, is_open, checkpoints = _PROVIDERS[provider].saved_shapes(
-        x.shape, Mode.from_text(mode), want_charged, save
-    )
+    mode, want_membrane, want_charged, save, provider = Call.from_text(call)
+    charged, is_open, checkpoints = _PROVIDERS[provider].saved_shapes(x.shape, mode, want_charged, save)
     return (
         x.new_empty(x.shape),
         v0.new_empty(x.shape if want_membrane else (0,)),
@@ -102,19 +85,19 @@ def lif_backward_op(
     charged: Tensor,
     is_open: Tensor,
     checkpoints: Tensor,
-    mode: str,
+    call: str,
     need_decay: bool,
     need_threshold: bool,
     need_magnitude: bool,
-    provider: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mode, *_, provider = Call.from_text(call)
     # autograd may hand a zero-size gradient to an output that was not asked for
     cotangents = (
         g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
     )
     return _PROVIDERS[provider].backward(
         *cotangents, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes, charged, is_open,
-        checkpoints, Mode.from_text(mode), need_decay, need_threshold, need_magnitude,
+        checkpoints, mode, need_decay, need_threshold, need_magnitude,
     )  # fmt: skip
 
 
@@ -143,8 +126,8 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     spikes, _, charged, is_open, _, refractory, checkpoints = output
-    ctx.mode, ctx.provider = inputs[6], inputs[-1]
-    kept = spikes if _PROVIDERS[ctx.provider].SAVES_SPIKES else None
+    ctx.call = inputs[6]
+    kept = spikes if _PROVIDERS[Call.from_text(ctx.call).provider].SAVES_SPIKES else None
     ctx.save_for_backward(*inputs[:6], kept, charged, is_open, checkpoints)
     ctx.mark_non_differentiable(is_open, refractory, checkpoints)
     ctx.set_materialize_grads(False)
@@ -154,8 +137,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     grad_spikes, grad_membrane, grad_charged, _, grad_v, _, _ = grads
     need = ctx.needs_input_grad
     gx, gv0, gdecay, gthreshold, gmagnitude = lif_backward_op(
-        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, ctx.mode, need[3], need[4],
-        need[5], ctx.provider,
+        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, ctx.call, need[3], need[4],
+        need[5],
     )  # fmt: skip
     return (
         gx,
@@ -164,7 +147,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gdecay if need[3] else None,
         gthreshold if need[4] else None,
         gmagnitude if need[5] else None,
-        *([None] * 5),
+        None,
     )
 
 

@@ -23,7 +23,7 @@ def forward(
     drive: Tensor, threshold: Tensor, state: Tensor, period: int, scheme: str, inclusive: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, gate (bool) and state."""
-    spikes, final = drive.new_empty(drive.shape), state.new_empty(state.shape)
+    spikes, final = _native.empty(drive), _native.empty(state)
     is_open = drive.new_empty(drive.shape, dtype=torch.bool)
     rules = Arguments(period=period, scheme=SCHEMES[scheme], inclusive=inclusive)
     _call(
@@ -37,19 +37,30 @@ def forward(
 
 
 def backward(
-    grad_spikes: Tensor, drive: Tensor, threshold: Tensor, is_open: Tensor, kind: str, alpha: float
+    grad_spikes: Tensor,
+    drive: Tensor,
+    threshold: Tensor,
+    is_open: Tensor,
+    kind: str,
+    alpha: float,
+    need_threshold: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold."""
-    grad_drive = drive.new_empty(drive.shape)
-    spans = threshold.new_empty((-(-drive.shape[0] // _SPAN), *drive.shape[1:]))
+    """Gradients of drive and threshold (zeros where not needed)."""
+    outputs = {"grad_drive": _native.empty(drive)}
+    if need_threshold:
+        spans = threshold.new_empty((-(-drive.shape[0] // _SPAN), *drive.shape[1:]))
+        outputs["grad_threshold"] = spans
     _call(
         "backward",
         Arguments(kind=KINDS[kind], alpha=alpha),
         threshold,
         {"drive": drive, "grad_spikes": grad_spikes, "was_open": is_open},
-        {"grad_drive": grad_drive, "grad_threshold": spans},
+        outputs,
     )
-    return grad_drive, _native.sum_to(spans.double().sum(0), threshold.shape).to(threshold.dtype)
+    if not need_threshold:
+        return outputs["grad_drive"], torch.zeros_like(threshold)
+    sums = _native.sum_to(spans.sum(0, dtype=torch.float64), threshold.shape)
+    return outputs["grad_drive"], sums.to(threshold.dtype)
 
 
 def _call(

@@ -88,9 +88,15 @@ def forward(
 
 
 def backward(
-    grad_spikes: Tensor, drive: Tensor, threshold: Tensor, is_open: Tensor, kind: str, alpha: float
+    grad_spikes: Tensor,
+    drive: Tensor,
+    threshold: Tensor,
+    is_open: Tensor,
+    kind: str,
+    alpha: float,
+    need_threshold: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold."""
+    """Gradients of drive and threshold (zeros where not needed)."""
     steps, neurons = drive.shape[0], drive.shape[1:].numel()
     span = _SPAN if neurons >= _FEW else _SHORT_SPAN
     grad_drive = drive.new_empty(drive.shape)
@@ -105,6 +111,8 @@ def backward(
         {"drive": drive, "threshold": given, "grad_spikes": grad_spikes, "was_open": is_open},
         {"grad_drive": grad_drive, "grad_threshold": sums},
     )
+    if not need_threshold:
+        return grad_drive, torch.zeros_like(threshold)
     return grad_drive, sums.double().sum(0).sum_to_size(threshold.shape).to(threshold.dtype)
 
 

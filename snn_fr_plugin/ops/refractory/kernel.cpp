@@ -31,7 +31,7 @@ struct Arguments {
     const io* grad_spikes;
     const unsigned char* was_open;
     io* grad_drive;
-    real* grad_threshold;  // [spans, neurons], to be summed over spans
+    real* grad_threshold;  // [spans, neurons], to be summed over spans; null if not asked for
 };
 
 struct alignas(64) Scratch {
@@ -155,7 +155,7 @@ void load_threshold(const Arguments& a, index first, int n, Scratch& s)
         grad_row(n, by, drive, s.threshold, a.was_open + at, given, grad, s.sums);
         end_row(a.grad_drive + at, grad, n, stream);
     }
-    std::memcpy(a.grad_threshold + span * a.neurons + first, s.sums, n * sizeof(real));
+    if (a.grad_threshold) std::memcpy(a.grad_threshold + span * a.neurons + first, s.sums, n * sizeof(real));
     if (stream) finish_streaming();
 }
 

@@ -50,8 +50,9 @@ def fixed_refractory_backward_op(
     kind: str,
     alpha: float,
     provider: str,
+    need_threshold: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    return _PROVIDERS[provider].backward(grad_spikes, drive, threshold, is_open, kind, alpha)
+    return _PROVIDERS[provider].backward(grad_spikes, drive, threshold, is_open, kind, alpha, need_threshold)
 
 
 @fixed_refractory_backward_op.register_fake
@@ -63,13 +64,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     drive, threshold, _, _, _, _, ctx.kind, ctx.alpha, ctx.provider = inputs
     ctx.save_for_backward(drive, threshold, output[1])
     ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_spikes: Tensor, *unused: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_spikes: Tensor | None, *unused: Any) -> tuple[Any, ...]:
+    if grad_spikes is None:
+        return (None,) * 9
+    need_threshold = ctx.needs_input_grad[1]
     grad_drive, grad_threshold = fixed_refractory_backward_op(
-        grad_spikes, *ctx.saved_tensors, ctx.kind, ctx.alpha, ctx.provider
+        grad_spikes, *ctx.saved_tensors, ctx.kind, ctx.alpha, ctx.provider, need_threshold
     )
-    return grad_drive, grad_threshold if ctx.needs_input_grad[1] else None, *([None] * 7)
+    return grad_drive, grad_threshold if need_threshold else None, *([None] * 7)
 
 
 fixed_refractory_op.register_autograd(_backward, setup_context=_setup_context)

@@ -23,12 +23,21 @@ def forward(
 
 
 def backward(
-    grad_spikes: Tensor, drive: Tensor, threshold: Tensor, is_open: Tensor, kind: str, alpha: float
+    grad_spikes: Tensor,
+    drive: Tensor,
+    threshold: Tensor,
+    is_open: Tensor,
+    kind: str,
+    alpha: float,
+    need_threshold: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold."""
+    """Gradients of drive and threshold (zeros where not needed)."""
     local = derivative(kind, drive.to(threshold.dtype) - threshold, alpha) * is_open
     grad = grad_spikes.to(threshold.dtype) * local
-    return grad.to(drive.dtype, copy=True), -grad.sum(0).sum_to_size(threshold.shape)
+    by_threshold = (
+        -grad.sum(0).sum_to_size(threshold.shape) if need_threshold else torch.zeros_like(threshold)
+    )
+    return grad.to(drive.dtype, copy=True), by_threshold
 
 
 def _absolute(candidate: Tensor, state: Tensor, period: int) -> tuple[Tensor, Tensor]:
