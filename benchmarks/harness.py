@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from torch import Tensor
 
 import snn_fr_plugin
 from snn_fr_plugin.ops._providers import BACKENDS
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from digits import report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -148,19 +152,11 @@ def machine(device: torch.device) -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        processor, info = platform.processor(), Path("/proc/cpuinfo")
-        if info.exists():
-            lines = info.read_text().splitlines()
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-            vectors = "AVX-512" if any("avx512f" in line for line in lines) else "no AVX-512"
-            processor = f"{names[0]}, {len(names)} cores, {vectors}" if names else processor
+    on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version != "absent"},
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if on_gpu else report.processor(),
         "system": platform.system(),
     }
 
