@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ from torch import Tensor
 import snn_fr_plugin
 from snn_fr_plugin.ops import _cupy
 from snn_fr_plugin.ops._providers import BACKENDS
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from digits import report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -231,12 +235,7 @@ def machine(device: torch.device) -> dict[str, str]:
         more["l2"] = f"{getattr(gpu, 'L2_cache_size', 0) / 1e6:.0f} MB, not flushed"
         more["cuda"] = str(torch.version.cuda)
     else:
-        processor, info = platform.processor(), Path("/proc/cpuinfo")
-        if info.exists():
-            lines = info.read_text().splitlines()
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-            vectors = "AVX-512" if any("avx512f" in line for line in lines) else "no AVX-512"
-            processor = f"{names[0]}, {len(names)} cores, {vectors}" if names else processor
+        processor = report.processor()
     return {
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version != "absent"},

@@ -22,72 +22,41 @@ and ``checkpoint_max.pth``.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 try:
-    from digits import data, figure, models, training
+    from digits import data, figure, models, report, training
+    from digits.options import BACKENDS, UsageError, number, parser
 except ModuleNotFoundError as error:
     raise SystemExit(f"this example needs {error.name}: pip install 'snn-fr-plugin[demo]'") from error
-
-BACKENDS = ("auto", "torch", "cpp", "cupy")
-Number = TypeVar("Number", int, float)
-
-
-class UsageError(Exception):
-    """Something was asked for that cannot be had here."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
+    command = parser(__doc__)
+    add = command.add_argument
     names = list(models.MODELS)
     add("--model", nargs="+", choices=names, default=names, metavar="NAME", help=f"any of {', '.join(names)}")
     add("--framework", choices=list(models.FRAMEWORKS), default="snntorch", help="whose native types to use")
-    add(
-        "--refractory-period", type=_number(int, 0), default=2, metavar="R", help="silent steps after a spike"
-    )
+    add("--refractory-period", type=number(int, 0), default=2, metavar="R", help="silent steps after a spike")
     add("--split", choices=data.SPLITS, default="random", help="or the data set's own order, which is harder")
-    add("--epochs", type=_number(int, 1), metavar="N", help="of every model; None: each model's own")
-    add("--lr", type=_number(float), metavar="RATE", help="peak learning rate; None: each model's own")
-    add("--batch-size", type=_number(int, 1), default=32, metavar="B", help="sequences a training step")
-    add("--seed", type=_number(int, 0), default=0, help="of weights, batches, dropout; not of the split")
+    add("--epochs", type=number(int, 1), metavar="N", help="of every model; None: each model's own")
+    add("--lr", type=number(float), metavar="RATE", help="peak learning rate; None: each model's own")
+    add("--batch-size", type=number(int, 1), default=32, metavar="B", help="sequences a training step")
+    add("--seed", type=number(int, 0), default=0, help="of weights, batches, dropout; not of the split")
     add("--backend", choices=BACKENDS, default="auto", help="provider of the operators")
     add("--device", default="cpu", help="where to train, such as cpu or cuda:0")
-    add("--threads", type=_number(int, 1), default=1, help="of the CPU; one is best for tensors this small")
+    add("--threads", type=number(int, 1), default=1, help="of the CPU; one is best for tensors this small")
     add("--out-dir", type=Path, default=Path("runs/sequential_digits"), metavar="DIR", help="for all results")
     add(
         "--resume", action="store_true", help="continue from the last checkpoints, instead of starting afresh"
     )
-    return parser.parse_args(arguments)
-
-
-def _number(kind: type[Number], least: Number | None = None) -> Callable[[str], Number]:
-    """A parser of finite numbers >= ``least``, > 0 by default."""
-    expected = f"{'an integer' if kind is int else 'a number'} {'> 0' if least is None else f'>= {least}'}"
-
-    def parse_number(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind(-1)
-        if not (0 < value < float("inf") if least is None else value >= least):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return parse_number
+    return command.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> list[training.Result]:
@@ -112,10 +81,13 @@ def run(options: argparse.Namespace) -> list[training.Result]:
             batch_size=options.batch_size,
             seed=options.seed,
         )
-        job = training.Run(settings, partial(models.build, name, framework), digits, folder / name)
+        job = training.Run(
+            settings, partial(models.build, name, framework), digits, folder / name, model.title
+        )
         if options.resume:
             job.resume()
-        results.append(job.fit())
+        job.fit()
+        results.append(job.test())
         if name == shown:
             trace = models.trace(job.network, digits.test.x[:, :1])
     figure.draw(
@@ -166,17 +138,12 @@ def _folder(options: argparse.Namespace, names: Sequence[str]) -> Path:
 
 
 def _write(folder: Path, framework: str, results: Sequence[training.Result]) -> None:
-    packages = ("snn-fr-plugin", "torch", framework)
-    report = {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    content = {
+        "versions": report.versions("snn-fr-plugin", "torch", framework),
         "results": [asdict(result) for result in results],
     }
-    (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    rows = [result.as_row() for result in results]
-    with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    report.write_json(folder / "results.json", content)
+    report.write_csv(folder / "results.csv", [result.as_row() for result in results])
 
 
 def table(results: Sequence[training.Result]) -> str:
@@ -193,12 +160,7 @@ def table(results: Sequence[training.Result]) -> str:
         )
         for result in results
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [heads, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return report.markdown(heads, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -168,7 +168,13 @@ FRAMEWORKS: dict[str, type[SnnTorch] | type[SpikingJelly]] = {
 }
 
 
-class _UnitInterval(nn.Module):
+def decays(channels: int) -> Tensor:
+    """Random decays per step with the time constants of the S4D modes."""
+    dt = torch.empty(channels).uniform_(math.log(DT["dt_min"]), math.log(DT["dt_max"])).exp()
+    return torch.exp(-dt)
+
+
+class UnitInterval(nn.Module):
     """Keeps a learned decay between 0 and 1."""
 
     def forward(self, logit: Tensor) -> Tensor:
@@ -184,9 +190,8 @@ def leaky_layer(channels: int, refractory_period: int, backend: str) -> SpikingL
     As nothing resets the memory, the norm can stand between it and the threshold. The integrators start
     with the time constants of the S4D modes, and learn them.
     """
-    dt = torch.empty(channels).uniform_(math.log(DT["dt_min"]), math.log(DT["dt_max"])).exp()
-    memory = Leaky(torch.exp(-dt), learn_beta=True, backend=backend)
-    register_parametrization(memory, "beta", _UnitInterval())
+    memory = Leaky(decays(channels), learn_beta=True, backend=backend)
+    register_parametrization(memory, "beta", UnitInterval())
     spiking = FixedRefractory(
         refractory_period, threshold=torch.ones(channels), learn_threshold=True, backend=backend
     )

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from snn_fr_plugin.systems import param_groups
+
 from .data import Digits, Part
-from .models import MODELS, Network
+from .models import Network
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_max.pth"  # SpikingJelly's names
 
@@ -93,33 +95,35 @@ class Run:
     """A network in training: all that a checkpoint must hold to continue as if nothing had happened.
 
     AdamW with weight decay on the synapses alone, a one-cycle learning rate, label smoothing .05, gradients
-    clipped to norm 1. ``make`` builds the network, after the seed is set.
+    clipped to norm 1. The time scales of the memories learn as fast as the rest. ``make`` builds the network,
+    after the seed is set.
     """
 
-    def __init__(self, settings: Settings, make: Callable[[], Network], digits: Digits, folder: Path) -> None:
-        self.settings, self.digits, self.folder = settings, digits, folder
+    def __init__(
+        self, settings: Settings, make: Callable[[], Network], digits: Digits, folder: Path, title: str
+    ) -> None:
+        self.settings, self.digits, self.folder, self.title = settings, digits, folder, title
         self.history: list[Epoch] = []
         torch.manual_seed(settings.seed)
         self.device = digits.train.x.device
         self.network = make().to(self.device)
-        synapses = [m.weight for m in self.network.modules() if isinstance(m, nn.Linear)]
-        decayed = {id(weight) for weight in synapses}
-        others = [p for p in self.network.parameters() if id(p) not in decayed]
         self.optimizer = torch.optim.AdamW(
-            [{"params": synapses, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr,
+            param_groups(self.network, settings.lr, ssm_lr=settings.lr, weight_decay=0.01)
         )
         batches = math.ceil(len(digits.train.y) / settings.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, settings.lr, total_steps=settings.epochs * batches, pct_start=0.2
         )
 
-    def fit(self) -> Result:
-        """Train to the end, then test the best epoch."""
+    def fit(self, *, progress: bool = True) -> None:
+        """Train to the end; the network is then that of the best epoch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        title = MODELS[self.settings.model].title
         with tqdm(
-            total=self.settings.epochs, initial=len(self.history), desc=f"{title:>20}", unit="epoch"
+            total=self.settings.epochs,
+            initial=len(self.history),
+            desc=f"{self.title:>20}",
+            unit="epoch",
+            disable=not progress,
         ) as bar:
             while len(self.history) < self.settings.epochs:
                 epoch = self._train_epoch()
@@ -130,7 +134,7 @@ class Run:
                 _save(self.folder / LATEST, self._state())
                 bar.set_postfix_str(f"loss {epoch.loss:.3f}, validation {epoch.validation_accuracy:.3f}")
                 bar.update()
-        return self._test(title)
+        self.network.load_state_dict(_load(self.folder / BEST, self.settings)["network"])
 
     def _train_epoch(self) -> Epoch:
         start, losses, norms = time.perf_counter(), [], []
@@ -157,11 +161,11 @@ class Run:
         accuracy, validation_loss, _ = evaluate(self.network, validation)
         return Epoch(mean_loss, accuracy, validation_loss, seconds)
 
-    def _test(self, title: str) -> Result:
-        self.network.load_state_dict(_load(self.folder / BEST, self.settings)["network"])
+    def test(self) -> Result:
+        """The one look at the test part, after ``fit``."""
         accuracy, _, rate = evaluate(self.network, self.digits.test)
         return Result(
-            title=title,
+            title=self.title,
             settings=self.settings,
             test_accuracy=accuracy,
             firing_rate=rate,
