@@ -277,12 +277,13 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 # ---- several processes, and processes that die
 
 # forked where nothing has been compiled or loaded yet: importing torch takes longer than all the rest
-LOAD = """
+LOAD = r"""
 import os, pathlib, sys, torch
 from snn_fr_plugin.ops import _compile
 for _ in range(int(sys.argv[2])):
     if os.fork() == 0:
-        print(_compile.load(pathlib.Path(sys.argv[1]), torch.float32).answer(), flush=True)
+        answer = _compile.load(pathlib.Path(sys.argv[1]), torch.float32).answer()
+        os.write(1, f"{answer}\n".encode())  # in one piece
         os._exit(0)
 while True:
     try:

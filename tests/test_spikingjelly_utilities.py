@@ -111,8 +111,8 @@ def test_monitors_find_the_neurons() -> None:
     with torch.no_grad():
         for x_t in x:
             net(x_t)
-    for name in nodes:
-        assert torch.equal(torch.stack(membranes[name]), traces[name][0])
+    for name in nodes:  # the matrix product before them may round a step otherwise than a sequence
+        torch.testing.assert_close(torch.stack(membranes[name]), traces[name][0], rtol=1e-12, atol=1e-12)
     membranes.remove_hooks()
 
 
