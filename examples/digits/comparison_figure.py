@@ -95,11 +95,11 @@ def _legend() -> list[Line2D]:
 
 
 def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
-    """Write each title at the nearest place that is free, and nearer to its point than to any other."""
+    """Write each title at the nearest free place, nearer to its point than to any other; no leader crosses it."""
     figure: Any = axes.figure
     pixels = figure.dpi / 72
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken = []
+    taken, titles = [], []
     for (_, _, summary), at in zip(points, centres, strict=True):
         ends = [axes.transData.transform((0, _clipped(f(summary.accuracies))))[1] for f in (min, max)]
         taken.append(Bbox.from_bounds(*(at - 7 * pixels), 14 * pixels, 14 * pixels))
@@ -125,10 +125,22 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
             box = Bbox.from_bounds(at[0] + dx - width / 2, at[1] + dy - height / 2, width, height)
             inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0
             nearest = _distance(box, at) <= min(_distance(box, other) for other in centres)
-            if inside and nearest and not box.count_overlaps(taken):
+            leader = _leader(box, at)
+            crossed = any(step.count_overlaps(titles) for step in leader)
+            if inside and nearest and not crossed and not box.count_overlaps(taken):
                 break
-        taken.append(box)
+        titles.append(box)
+        taken += [box, *leader]
         text.set_position((dx / pixels, dy / pixels))
+
+
+def _leader(box: Bbox, point: Any) -> list[Bbox]:
+    """The line from a title to its point, in small boxes."""
+    nearest = np.clip(point, (box.x0, box.y0), (box.x1, box.y1))
+    return [
+        Bbox.from_bounds(*(nearest + part * (point - nearest) - 1), 2, 2)
+        for part in np.linspace(0, 1, 60)[1:]
+    ]
 
 
 def _distance(box: Bbox, point: Any) -> float:
