@@ -95,7 +95,10 @@ def _legend() -> list[Line2D]:
 
 
 def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
-    """Write each title at the nearest free place, nearer to its point than to any other; no leader crosses it."""
+    """Write each title at the nearest free place, nearer to its own point than to others.
+
+    No leader crosses a title.
+    """
     figure: Any = axes.figure
     pixels = figure.dpi / 72
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
