@@ -90,7 +90,7 @@ def _jobs(options: argparse.Namespace) -> list[comparison.Job]:
     try:
         for name in names:
             systems.build(name, 4, options.backend)(torch.rand(4, 2, 1))
-    except (ValueError, NotImplementedError, RuntimeError, ImportError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise UsageError(f"--backend {options.backend}: {error}") from error
     channels = {name: systems.channels_for(name) for name in names}
     jobs = [

@@ -116,7 +116,7 @@ def _framework(options: argparse.Namespace) -> models.Framework:
         framework.run(framework.frssm(2).to(options.device), torch.zeros(2, 2, 2, device=options.device))
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'snn-fr-plugin[demo]'") from error
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise UsageError(f"--backend {options.backend} with --device {options.device}: {error}") from error
     return framework
 

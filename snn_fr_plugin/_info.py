@@ -32,8 +32,8 @@ def info() -> dict[str, Any]:
         ``versions``: package or tool to version, ``None`` if absent. ``providers``: device ("cpu", "cuda") to
         ``{"serves": name or None, "why": sentence}``. ``cache``: ``directory`` and ``entries``, file name to
         bytes. ``checks``: a list of ``{"device", "provider", "operator", "result", "seconds"}``, where the
-        result is "ok", "not offered" or what went wrong. The seconds include what a first call does: loading
-        parts of torch, and building a kernel that is not in the cache.
+        result is "ok" or what went wrong. The seconds include what a first call does: loading parts of torch,
+        and building a kernel that is not in the cache.
     """
     # the cache is looked at last: the check fills it
     return {
@@ -97,8 +97,6 @@ def _timed(check: Callable[[str, str], str], device: str, provider: str) -> dict
     start = time.perf_counter()
     try:
         result = check(device, provider)
-    except NotImplementedError:
-        result = "not offered"
     except Exception as error:  # whatever it is, the report is what it belongs in
         result = f"{type(error).__name__}: {error}"
     return {"result": result, "seconds": round(time.perf_counter() - start, 3)}

@@ -32,7 +32,7 @@ from snn_fr_plugin.systems import (
     SpikingSSM,
 )
 
-from .support import PROVIDERS, assert_close, assert_some_spikes, gradients, graph_size, random_like
+from .support import PROVIDERS_AND_CUDA, assert_close, assert_some_spikes, gradients, graph_size, random_like
 
 H, T = 5, 33
 FAST: dict[str, Any] = {"dt_min": 0.05, "dt_max": 0.5}
@@ -353,7 +353,7 @@ def test_a_sequence_equals_its_steps_and_its_chunks(make: Make) -> None:
     assert_same_state(state, final)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, indirect=True)
+@pytest.mark.parametrize("provider", PROVIDERS_AND_CUDA, indirect=True)
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_provider_gives_the_same_system(name: str, provider: str) -> None:
     layer = varied(OTHERS[name](norm="batch")).double()
