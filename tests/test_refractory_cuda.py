@@ -116,6 +116,18 @@ def _compare_gradients(drive: Tensor, threshold: Tensor, by: surrogate.Surrogate
         assert_close(a, b)
 
 
+@both_ways
+def test_gradient_of_the_drive_alone() -> None:
+    """It is the same whether or not the threshold learns."""
+    drive, cotangent = torch.randn(150, 2, 67, requires_grad=True), torch.randn(150, 2, 67)
+    grads = []
+    for learns in (False, True):
+        threshold = torch.full((67,), 0.1, requires_grad=learns)
+        spikes, _ = fixed_refractory(drive, threshold, period=1, backend="cupy")
+        grads.append(torch.autograd.grad(spikes, drive, cotangent)[0])
+    assert grads[0].any() and torch.equal(*grads)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @both_ways
 def test_opcheck() -> None:

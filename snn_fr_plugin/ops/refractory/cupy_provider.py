@@ -99,21 +99,24 @@ def backward(
     """Gradients of drive and threshold (zeros where not needed)."""
     steps, neurons = drive.shape[0], drive.shape[1:].numel()
     span = _SPAN if neurons >= _FEW else _SHORT_SPAN
-    grad_drive = drive.new_empty(drive.shape)
-    sums = threshold.new_empty((-(-steps // span), *drive.shape[1:]))
+    spans = -(-steps // span)
+    outputs = {"grad_drive": drive.new_empty(drive.shape)}
+    if need_threshold:
+        outputs["grad_threshold"] = threshold.new_empty((spans, *drive.shape[1:]))
     arguments = _Arguments(steps=steps, neurons=neurons, span=span, kind=KINDS[kind], alpha=alpha)
     given, arguments.threshold_stride = _native.per_neuron(threshold, drive.shape[1:])
     _launch(
         "backward",
         drive.dtype,
-        (-(-neurons // _THREADS), min(len(sums), _GRID)),
+        (-(-neurons // _THREADS), min(spans, _GRID)),
         arguments,
         {"drive": drive, "threshold": given, "grad_spikes": grad_spikes, "was_open": is_open},
-        {"grad_drive": grad_drive, "grad_threshold": sums},
+        outputs,
     )
     if not need_threshold:
-        return grad_drive, torch.zeros_like(threshold)
-    return grad_drive, sums.double().sum(0).sum_to_size(threshold.shape).to(threshold.dtype)
+        return outputs["grad_drive"], torch.zeros_like(threshold)
+    sums = _native.sum_to(outputs["grad_threshold"].sum(0, dtype=torch.float64), threshold.shape)
+    return outputs["grad_drive"], sums.to(threshold.dtype)
 
 
 def _launch(

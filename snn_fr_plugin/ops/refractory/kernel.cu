@@ -41,7 +41,7 @@ struct Arguments {
     const io* grad_spikes;
     const unsigned char* was_open;
     io* grad_drive;
-    real* grad_threshold;  // [spans, neurons], to be summed over spans
+    real* grad_threshold;  // [spans, neurons], to be summed over spans; null if not asked for
 
     index span;            // steps; forward whole chunks
     int* words;            // [chunks, neurons]
@@ -308,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(128) snn_fr_refractory_backward(con
                 write_once(a.grad_drive + (start + i) * a.neurons + neuron, rounded);
             }
         }
-        a.grad_threshold[span * a.neurons + neuron] = sum;
+        if (a.grad_threshold) a.grad_threshold[span * a.neurons + neuron] = sum;
     }
 }
 

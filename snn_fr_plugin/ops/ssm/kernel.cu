@@ -230,12 +230,12 @@ SNN_FR_INLINE void backward(const Arguments& a, real* memory)
 {
     const Place place(a);
     const Shared shared(memory, place);
-    real* const given = shared.rest;                                         // [columns][STRIDE]
-    real* const rows = given + place.columns * STRIDE;                       // the same
-    real* const grads = rows + place.columns * STRIDE;                       // [slices][columns][STRIDE]
-    real* const taps_sums = grads + blockDim.x / LANES_EACH * STRIDE;   // [GROUP], dL/dK_l, as the drifts
+    real* const given = shared.rest;                                   // [columns][STRIDE]
+    real* const rows = given + place.columns * STRIDE;                 // the same
+    real* const grads = rows + place.columns * STRIDE;                 // [slices][columns][STRIDE]
+    real* const taps_sums = grads + blockDim.x / LANES_EACH * STRIDE;  // [GROUP], dL/dK_l, as the drifts
     Complex* const slots = reinterpret_cast<Complex*>(taps_sums + GROUP * blockDim.x) + threadIdx.x;
-    Complex* const waiting = slots + SLOTS * PAIRS * blockDim.x;             // [PAIRS][GROUP]
+    Complex* const waiting = slots + SLOTS * PAIRS * blockDim.x;       // [PAIRS][GROUP]
     Pair pairs[PAIRS];
     tabulate_all(a, place, shared, pairs);
     if (!a.grad_y)
