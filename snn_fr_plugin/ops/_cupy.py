@@ -148,7 +148,8 @@ def compile_source(source: Path, dtype: torch.dtype, flags: tuple[str, ...], arc
     )
     try:
         nvrtc.compileProgram(program, _options(dtype, flags, architecture))
-        cubin = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
+        # CuPy cuts the last byte off, as if machine code were text that ends in a zero
+        cubin = nvrtc.getCUBIN(program) + b"\0" if architecture.startswith("sm_") else b""
         return Compiled(cubin, nvrtc.getPTX(program), nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
