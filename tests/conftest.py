@@ -25,6 +25,8 @@ settings.register_profile(
 settings.load_profile("no timing")
 
 _MOST_PROCESSES = 4  # each of them imports everything
+with torch.device("cpu"):  # torch notes, once, which functions a device is for: those that are not poisoned
+    torch.empty(0)
 _FRESH = ("empty", "empty_like", "empty_strided")
 _FRESH_METHODS = ("new_empty", "new_empty_strided")
 

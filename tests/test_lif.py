@@ -89,7 +89,7 @@ def test_float32_bits(mode: dict[str, Any]) -> None:
     assert torch.equal(state.v, expected[2][0]) and torch.equal(state.refractory, expected[2][1])
 
 
-@pytest.mark.parametrize("shape", [(5, 1), (33, 1, 3), (63, 2, 3, 5), (1000, 150)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (33, 1, 3), (63, 2, 3, 5), (1000, 150)], ids=str)
 def test_blocks_of_the_backward(shape: tuple[int, ...]) -> None:
     """Sequences longer than a block of the backward, and shapes other than [T, N, C]."""
     x = (torch.randn(shape, dtype=torch.float64) + 0.3).requires_grad_()

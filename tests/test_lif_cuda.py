@@ -208,7 +208,7 @@ def test_constants_that_two_files_share() -> None:
 MUTANTS = {
     "neurons beyond the last": ("kernel.cu", "    if (i >= a.neurons) return;\n    Cells", "    Cells"),
     "steps beyond the last": ("kernel.cu", "if (t + j < a.steps) fire", "fire"),
-    "reads beyond the last step": ("kernel.cu", "from && j < rows ?", "from ?"),
+    "reads beyond the last step": ("kernel.cu", "j < rows ?", "rows >= 0 ?"),
     "the next tile is not awaited": ("kernel.cu", "copy(now, next);\n            if (t", "if (t"),
     "the same tile again": ("kernel.cu", "a.x + at + TILE * a.neurons", "a.x + at"),
     "counters are not saved": ("kernel.cu", "write_count(row + a.neurons + l, c.left[l]);", ""),
@@ -217,8 +217,8 @@ MUTANTS = {
         "a.steps - t);\n        save(a, c, t, i);",
         "a.steps - t);",
     ),
-    "cotangents of another tile": ("kernel.cu", "here + (g - GROUP) * a.neurons :", "here + g * a.neurons :"),
-    "inputs of another chunk": ("kernel.cu", "here - CHUNK * a.neurons : nullptr", "here : nullptr"),
+    "cotangents of another tile": ("kernel.cu", "next, here + (g - GROUP)", "next, here + g"),
+    "inputs of another chunk": ("kernel.cu", "a.x + here - CHUNK * a.neurons", "a.x + here"),
     "a tile forward in time": ("kernel.cu", "int j = GROUP - 1; j >= 0; --j", "int j = 0; j < GROUP; ++j"),
     "the gate is left out": (
         "kernel.cu",

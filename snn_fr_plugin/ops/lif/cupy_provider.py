@@ -34,6 +34,9 @@ SHAPES = {
     torch.bfloat16: _HALF,
 }
 
+_RESETS_AT_ONCE = (1, 2)  # numbers of step.h
+_BEYOND_X = {"grad_membrane", "grad_charged", "grad_decay", "grad_threshold", "grad_magnitude"}
+
 
 def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     x, neurons = inputs["x"], arguments.neurons
@@ -43,14 +46,9 @@ def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: di
         lanes = 1 if any(row is not None and row.data_ptr() % 4 for row in rows) else 2
     tiles = [tile for wide, tile in SHAPES[x.dtype] if wide == lanes]
     tile = tiles[-1 if neurons < _FEW else 0]
-    if name == "backward":
-        beyond = ("grad_membrane", "grad_charged", "grad_decay", "grad_threshold", "grad_magnitude")
-        asked = inputs.keys() | outputs.keys()
-        if "grad_spikes" not in inputs or not arguments.integrate or not asked.isdisjoint(beyond):
-            name = "backward_full"
     _cupy.launch(
         _SOURCE,
-        f"snn_fr_lif_{name}",
+        f"snn_fr_lif_{name}{_variant(name, arguments, inputs, outputs)}",
         x.dtype,
         -(-neurons // (lanes * _THREADS)),
         _THREADS,
@@ -59,6 +57,22 @@ def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: di
         outputs,
         flags=flags(arguments.charge, arguments.reset, lanes, tile),
     )
+
+
+def _variant(
+    name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
+) -> str:
+    """Which kernel does no more than is asked for."""
+    asked = {tensor for tensor, given in (inputs | outputs).items() if given.numel()}
+    if name == "backward":
+        plain = "grad_spikes" in asked and asked.isdisjoint(_BEYOND_X)
+        return "" if plain and arguments.integrate else "_full"
+    traces = len(asked & {"membrane", "charged"})
+    if traces == 2 or "is_open" in asked or not arguments.integrate:
+        return "_full"
+    if traces and arguments.reset in _RESETS_AT_ONCE and "charged" in asked:
+        return "_full"  # which is not the membrane there
+    return "_membrane" if traces else ""
 
 
 @cache

@@ -54,19 +54,19 @@ SNN_FR_INLINE Cells cells(const Arguments& a, index i)
     return c;
 }
 
-// Rows of `from`; rows of zeros if it is null.
+// N rows; those from `rows` on are zeros.
 template <int N>
 SNN_FR_INLINE void fetch(pack (&tile)[N], const io* from, index stride)
 {
 #pragma unroll
-    for (int j = 0; j < N; ++j) tile[j] = from ? read_pack(from + j * stride) : pack();
+    for (int j = 0; j < N; ++j) tile[j] = read_pack(from + j * stride);
 }
 
 template <int N>
 SNN_FR_INLINE void fetch(pack (&tile)[N], const io* from, index stride, index rows)
 {
 #pragma unroll
-    for (int j = 0; j < N; ++j) tile[j] = from && j < rows ? read_pack(from + j * stride) : pack();
+    for (int j = 0; j < N; ++j) tile[j] = j < rows ? read_pack(from + j * stride) : pack();
 }
 
 template <int N>
@@ -102,16 +102,23 @@ SNN_FR_INLINE int read_count(const number* from)
 
 // ---- forward
 
-SNN_FR_INLINE void fire(const Arguments& a, Cells& c, pack x, index at)
+// What is written beside the spikes, and the state at its checkpoints: nothing; the membrane v; or everything that is
+// asked for. Where an input can be ignored, all of it is in the last.
+enum Written { SPIKES, MEMBRANE, EVERYTHING };
+
+template <int WRITTEN>
+SNN_FR_INLINE void fire(const Arguments& a, Cells& c, real* membrane, pack x, index at)
 {
     real spikes[LANES];
 #pragma unroll
     for (int l = 0; l < LANES; ++l) {
         const Step<real> step = advance<CHARGE, RESET>(lane_of(x, l), c.cell[l], c.rules, c.v[l], c.left[l]);
         spikes[l] = keep(step.fired, real(1));
+        if (WRITTEN == MEMBRANE) write_once(membrane + at + l, c.v[l]);
+        if (WRITTEN != EVERYTHING) continue;
         if (a.membrane) write_once(a.membrane + at + l, c.v[l]);
         if (a.charged) write_once(a.charged + at + l, step.h);
-        if (a.is_open) write_once(a.is_open + at + l, static_cast<unsigned char>(step.open & 1));
+        if (a.is_open) write_once(a.is_open + at + l, static_cast<unsigned char>(step.open));
     }
     write_pack(a.spikes + at, spikes);
 }
@@ -127,21 +134,25 @@ SNN_FR_INLINE void save(const Arguments& a, const Cells& c, index t, index i)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward(const __grid_constant__ Arguments a)
+template <int WRITTEN>
+SNN_FR_INLINE void forward(const Arguments& a)
 {
     const index i = first_neuron();
     if (i >= a.neurons) return;
     Cells c = cells(a, i);
+    if (WRITTEN != EVERYTHING) c.rules.integrate = mask<real>(true);
+    real* const membrane = a.membrane ? a.membrane : a.charged;  // the same, where no reset comes at once
     index t = 0, at = i;
     if (a.steps >= TILE) {
         pack now[TILE], next[TILE];
         fetch(next, a.x + i, a.neurons);
+#pragma unroll 1
         for (; t + TILE <= a.steps; t += TILE) {
             copy(now, next);
             if (t + 2 * TILE <= a.steps) fetch(next, a.x + at + TILE * a.neurons, a.neurons);
             save(a, c, t, i);
 #pragma unroll
-            for (int j = 0; j < TILE; ++j, at += a.neurons) fire(a, c, now[j], at);
+            for (int j = 0; j < TILE; ++j, at += a.neurons) fire<WRITTEN>(a, c, membrane, now[j], at);
         }
     }
 #pragma unroll 1
@@ -151,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward(cons
         save(a, c, t, i);
 #pragma unroll
         for (int j = 0; j < FEW; ++j, at += a.neurons)
-            if (t + j < a.steps) fire(a, c, now[j], at);
+            if (t + j < a.steps) fire<WRITTEN>(a, c, membrane, now[j], at);
     }
 #pragma unroll
     for (int l = 0; l < LANES; ++l) {
@@ -160,42 +171,62 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward(cons
     }
 }
 
+extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward(const __grid_constant__ Arguments a)
+{
+    forward<SPIKES>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward_membrane(const __grid_constant__ Arguments a)
+{
+    forward<MEMBRANE>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_forward_full(const __grid_constant__ Arguments a)
+{
+    forward<EVERYTHING>(a);
+}
+
 // ---- backward
 
+#ifdef SNN_FR_GROUP
+template<bool FULL> constexpr int GROUP = FULL ? 8 : SNN_FR_GROUP;
+#else
+// Steps of a tile of the backward, as registers allow, and steps whose slopes are found together.
+template <bool FULL>
+constexpr int GROUP = sizeof(real) == 8 ? 8 : FULL || LANES == 2 ? 16 : 32;
+#endif
+constexpr int BATCH = 8;
+
 // What a thread remembers of a chunk: numbers in its column of shared memory, by step and lane; conditions in words, a
-// bit a step. Slopes take the place of the charged membranes where those are not needed again.
+// bit a step.
 constexpr bool KEEPS_H = RESET == ZERO;
 typedef real Rows[CHUNK * LANES][THREADS];
 
-template <int KIND>
-SNN_FR_INLINE void slopes_of(Surrogate<real> by, const Rows& h, Rows& slope, const Cells& c, int count)
+template <int KIND, int N>
+SNN_FR_INLINE void slopes_of(Surrogate<real> by, real (&distance)[N])
 {
     by.kind = KIND;
-#pragma unroll 2
-    for (int j = 0; j < count; ++j)
 #pragma unroll
-        for (int l = 0; l < LANES; ++l) {
-            const int row = j * LANES + l;
-            slope[row][threadIdx.x] = derivative(by, h[row][threadIdx.x] - c.cell[l].threshold);
-        }
+    for (int j = 0; j < N; ++j) distance[j] = derivative(by, distance[j]);
 }
 
-// Kinds with one formula share a loop.
-SNN_FR_INLINE void slopes(const Surrogate<real>& by, const Rows& h, Rows& slope, const Cells& c, int count)
+// What the surrogate makes of distances from the threshold, in their place. Kinds with one formula share a loop.
+template <int N>
+SNN_FR_INLINE void slopes(const Surrogate<real>& by, real (&distance)[N])
 {
     switch (by.kind) {
-        case ATAN: return slopes_of<ATAN>(by, h, slope, c, count);
-        case SIGMOID: return slopes_of<SIGMOID>(by, h, slope, c, count);
+        case ATAN: return slopes_of<ATAN>(by, distance);
+        case SIGMOID: return slopes_of<SIGMOID>(by, distance);
         case FAST_SIGMOID:
         case SUPER_SPIKE:
-        case SOFT_SIGN: return slopes_of<SOFT_SIGN>(by, h, slope, c, count);
+        case SOFT_SIGN: return slopes_of<SOFT_SIGN>(by, distance);
         case TRIANGLE:
-        case PIECEWISE_QUADRATIC: return slopes_of<TRIANGLE>(by, h, slope, c, count);
-        case RECTANGLE: return slopes_of<RECTANGLE>(by, h, slope, c, count);
-        case ERF: return slopes_of<ERF>(by, h, slope, c, count);
-        case PIECEWISE_EXP: return slopes_of<PIECEWISE_EXP>(by, h, slope, c, count);
-        case STRAIGHT_THROUGH: return slopes_of<STRAIGHT_THROUGH>(by, h, slope, c, count);
-        default: return slopes_of<-1>(by, h, slope, c, count);
+        case PIECEWISE_QUADRATIC: return slopes_of<TRIANGLE>(by, distance);
+        case RECTANGLE: return slopes_of<RECTANGLE>(by, distance);
+        case ERF: return slopes_of<ERF>(by, distance);
+        case PIECEWISE_EXP: return slopes_of<PIECEWISE_EXP>(by, distance);
+        case STRAIGHT_THROUGH: return slopes_of<STRAIGHT_THROUGH>(by, distance);
+        default: return slopes_of<-1>(by, distance);
     }
 }
 
@@ -204,8 +235,9 @@ SNN_FR_INLINE void slopes(const Surrogate<real>& by, const Rows& h, Rows& slope,
 template <bool FULL>
 struct Reverse {
     const Arguments& a;
+    const Surrogate<real> by;
     Cells c;
-    Rows &h, &slope, &from;
+    Rows &slope, &h, &from;
     unsigned int open[LANES], fired[LANES], pending[LANES];
     real carry[LANES];
     Neuron<real> sum[LANES];
@@ -221,18 +253,33 @@ struct Reverse {
         }
     }
 
-    __device__ __forceinline__ void replay(pack x, int j)
+    // Steps first, first + 1, ... of the chunk; those from `count` on are none.
+    template <int N, bool ALL>
+    __device__ __forceinline__ void replay(const pack* x, int first, int count = N)
     {
-        const unsigned int here = 1u << j;
+        real distance[N * LANES];
 #pragma unroll
-        for (int l = 0; l < LANES; ++l) {
-            const Step<real> step = advance<CHARGE, RESET>(lane_of(x, l), c.cell[l], c.rules, c.v[l], c.left[l]);
-            open[l] |= static_cast<unsigned int>(step.open) & here;
-            fired[l] |= static_cast<unsigned int>(step.fired) & here;
-            pending[l] |= static_cast<unsigned int>(step.pending) & here;
-            h[j * LANES + l][threadIdx.x] = step.h;
-            if (FULL) from[j * LANES + l][threadIdx.x] = step.from;
+        for (int j = 0; j < N; ++j) {
+            const unsigned int here = 1u << (first + j);
+#pragma unroll
+            for (int l = 0; l < LANES; ++l) {
+                const int row = (first + j) * LANES + l;
+                if (!ALL && j >= count) {
+                    distance[j * LANES + l] = 0;
+                    continue;
+                }
+                const Step<real> step = advance<CHARGE, RESET>(lane_of(x[j], l), c.cell[l], c.rules, c.v[l], c.left[l]);
+                open[l] |= step.open ? here : 0;
+                fired[l] |= step.fired ? here : 0;
+                pending[l] |= step.pending ? here : 0;
+                distance[j * LANES + l] = step.h - c.cell[l].threshold;
+                if (KEEPS_H) h[row][threadIdx.x] = step.h;
+                if (FULL) from[row][threadIdx.x] = step.from;
+            }
         }
+        slopes(by, distance);
+#pragma unroll
+        for (int j = 0; j < N * LANES; ++j) slope[first * LANES + j][threadIdx.x] = distance[j];
     }
 
     __device__ __forceinline__ void retreat(pack cotangent, int j, index at)
@@ -257,75 +304,79 @@ struct Reverse {
         write_pack(a.grad_x + at, grad);
     }
 
-    static __device__ __forceinline__ Mask<real> bit(unsigned int word, int j) { return mask<real>(word >> j & 1); }
+    static __device__ __forceinline__ bool bit(unsigned int word, int j) { return word >> j & 1; }
 };
 
-template <bool FULL>
-SNN_FR_INLINE void backward(const Arguments& a, Rows& h, Rows& slope, Rows& from)
+// Cotangents of the spikes; zeros where there are none.
+template <bool FULL, int N>
+SNN_FR_INLINE void fetch_given(const Arguments& a, pack (&tile)[N], index at, index rows = N)
 {
-    constexpr int GROUP = (FULL ? 32 : 64) / (sizeof(real) * LANES);  // steps of a tile, as registers allow
+    if (FULL && !a.grad_spikes) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) tile[j] = pack();
+        return;
+    }
+    fetch(tile, a.grad_spikes + at, a.neurons, rows);
+}
+
+template <bool FULL>
+SNN_FR_INLINE void backward(const Arguments& a, Rows& slope, Rows& h, Rows& from)
+{
     const index i = first_neuron();
     if (i >= a.neurons) return;
-    Reverse<FULL> r{a, cells(a, i), h, slope, from, {}, {}, {}, {}, {}};
-    const Surrogate<real> by = surrogate<real>(a.kind, a.alpha);
+    Reverse<FULL> r{a, surrogate<real>(a.kind, a.alpha), cells(a, i), slope, h, from, {}, {}, {}, {}, {}};
 #pragma unroll
     for (int l = 0; l < LANES; ++l) r.carry[l] = a.grad_v ? a.grad_v[i + l] : real(0);
     if (!FULL) r.c.rules.integrate = mask<real>(true);
 
+    constexpr int GROUP = snn_fr::GROUP<FULL>;
     pack next[GROUP];
     const int rest = int(a.steps % CHUNK);
     if (!rest && a.steps > 0) fetch(next, a.x + (a.steps - CHUNK) * a.neurons + i, a.neurons);
-#pragma unroll 1
-    for (index start = a.steps - (rest ? rest : CHUNK); start >= 0; start -= CHUNK) {
-        const int count = a.steps - start < CHUNK ? rest : CHUNK;
+    index start = a.steps - rest;
+    if (rest) {  // the last chunk, where it is not whole
         const index here = start * a.neurons + i;
         r.begin(start, i);
-        if (count == CHUNK) {
 #pragma unroll 1
-            for (int g = 0; g < CHUNK; g += GROUP) {
-                pack now[GROUP];
-                copy(now, next);
-                if (g + GROUP < CHUNK)
-                    fetch(next, a.x + here + (g + GROUP) * a.neurons, a.neurons);
-                else  // the last cotangents come after the last inputs
-                    fetch(next, a.grad_spikes ? a.grad_spikes + here + g * a.neurons : nullptr, a.neurons);
-#pragma unroll
-                for (int j = 0; j < GROUP; ++j) r.replay(now[j], g + j);
-            }
-        } else {
-#pragma unroll 1
-            for (int g = 0; g < count; g += FEW) {
-                pack now[FEW];
-                fetch(now, a.x + here + g * a.neurons, a.neurons, count - g);
-#pragma unroll
-                for (int j = 0; j < FEW; ++j)
-                    if (g + j < count) r.replay(now[j], g + j);
-            }
+        for (int g = 0; g < rest; g += FEW) {
+            pack now[FEW];
+            fetch(now, a.x + here + g * a.neurons, a.neurons, rest - g);
+            r.template replay<FEW, false>(now, g, rest - g);
         }
-        slopes(by, h, slope, r.c, count);
-        const io* const before = start > 0 ? a.x + here - CHUNK * a.neurons : nullptr;
-        if (count == CHUNK) {
+        if (start > 0) fetch(next, a.x + here - CHUNK * a.neurons, a.neurons);
 #pragma unroll 1
-            for (int g = CHUNK - GROUP; g >= 0; g -= GROUP) {
-                pack now[GROUP];
-                copy(now, next);
-                if (g > 0)
-                    fetch(next, a.grad_spikes ? a.grad_spikes + here + (g - GROUP) * a.neurons : nullptr, a.neurons);
-                else
-                    fetch(next, before, a.neurons);
+        for (int g = (rest - 1) / FEW * FEW; g >= 0; g -= FEW) {
+            pack now[FEW];
+            fetch_given<FULL>(a, now, here + g * a.neurons, rest - g);
 #pragma unroll
-                for (int j = GROUP - 1; j >= 0; --j) r.retreat(now[j], g + j, here + (g + j) * a.neurons);
-            }
-        } else {
-            fetch(next, before, a.neurons);
+            for (int j = FEW - 1; j >= 0; --j)
+                if (g + j < rest) r.retreat(now[j], g + j, here + (g + j) * a.neurons);
+        }
+    }
 #pragma unroll 1
-            for (int g = (count - 1) / FEW * FEW; g >= 0; g -= FEW) {
-                pack now[FEW];
-                fetch(now, a.grad_spikes ? a.grad_spikes + here + g * a.neurons : nullptr, a.neurons, count - g);
+    for (start -= CHUNK; start >= 0; start -= CHUNK) {
+        const index here = start * a.neurons + i;
+        pack now[GROUP];
+        r.begin(start, i);
+#pragma unroll 1
+        for (int g = 0; g < CHUNK; g += GROUP) {
+            copy(now, next);
+            if (g + GROUP < CHUNK)
+                fetch(next, a.x + here + (g + GROUP) * a.neurons, a.neurons);
+            else  // the last cotangents come after the last inputs
+                fetch_given<FULL>(a, next, here + g * a.neurons);
 #pragma unroll
-                for (int j = FEW - 1; j >= 0; --j)
-                    if (g + j < count) r.retreat(now[j], g + j, here + (g + j) * a.neurons);
-            }
+            for (int j = 0; j < GROUP; j += BATCH) r.template replay<BATCH, true>(now + j, g + j);
+        }
+#pragma unroll 1
+        for (int g = CHUNK - GROUP; g >= 0; g -= GROUP) {
+            copy(now, next);
+            if (g > 0)
+                fetch_given<FULL>(a, next, here + (g - GROUP) * a.neurons);
+            else if (start > 0)
+                fetch(next, a.x + here - CHUNK * a.neurons, a.neurons);
+#pragma unroll
+            for (int j = GROUP - 1; j >= 0; --j) r.retreat(now[j], g + j, here + (g + j) * a.neurons);
         }
     }
 #pragma unroll
@@ -346,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_backward(con
 extern "C" __global__ void __launch_bounds__(THREADS, 8) snn_fr_lif_backward_full(const __grid_constant__ Arguments a)
 {
     __shared__ Rows rows[KEEPS_H ? 3 : 2];
-    backward<true>(a, rows[0], rows[KEEPS_H ? 1 : 0], rows[KEEPS_H ? 2 : 1]);
+    backward<true>(a, rows[0], rows[KEEPS_H ? 2 : 1], rows[1]);
 }
 
 }  // namespace snn_fr

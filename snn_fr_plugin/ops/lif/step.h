@@ -1,12 +1,16 @@
 // One time step of `lif` and its adjoint, written once: kernel.cpp vectorises it over neurons, a CUDA kernel
-// runs it in a thread. So it includes nothing, decides everything that differs between neurons without a
-// branch, and needs only a qualifier for its functions. `real` is float or double; every operation is rounded
-// on its own.
+// runs it in a thread. So it includes nothing, and decides everything that differs between neurons without a
+// branch. `real` is float or double; every operation is rounded on its own. A processor may bring what it does
+// better: SNN_FR_INLINE, a qualifier for functions; SNN_FR_PREDICATES, conditions that are no numbers;
+// SNN_FR_QUOTIENT(a, b), for slopes, which need not be exact.
 #ifndef SNN_FR_LIF_STEP_H
 #define SNN_FR_LIF_STEP_H
 
 #ifndef SNN_FR_INLINE
 #define SNN_FR_INLINE static inline
+#endif
+#ifndef SNN_FR_QUOTIENT
+#define SNN_FR_QUOTIENT(a, b) ((a) / (b))
 #endif
 
 namespace snn_fr {
@@ -29,9 +33,6 @@ enum Kind {
     STRAIGHT_THROUGH
 };
 
-// Conditions are words of all ones or all zeros, and choosing is bitwise: a step is then a straight line of
-// operations, which every compiler vectorises. (Conditional expressions become jumps before the vectoriser
-// sees them.)
 template <typename real>
 struct Word;
 template <>
@@ -42,19 +43,73 @@ template <>
 struct Word<double> {
     typedef long long type;
 };
-template <typename real>
-using Mask = typename Word<real>::type;
 
 template <typename real>
 union Bits {
     real value;
-    Mask<real> bits;
+    typename Word<real>::type bits;
 };
+
+#ifdef SNN_FR_PREDICATES
+
+template <typename real>
+using Mask = bool;
+
+template <typename real>
+SNN_FR_INLINE bool mask(bool condition)
+{
+    return condition;
+}
+
+template <typename real>
+SNN_FR_INLINE bool unless(bool condition)
+{
+    return !condition;
+}
+
+template <typename real>
+SNN_FR_INLINE real choose(bool condition, real yes, real no)
+{
+    return condition ? yes : no;
+}
+
+template <typename real>
+SNN_FR_INLINE real keep(bool condition, real value)
+{
+    return condition ? value : real(0);
+}
+
+template <typename real>
+SNN_FR_INLINE int count(bool condition, int yes, int no)
+{
+    return condition ? yes : no;
+}
+
+// Whether the gate is open.
+template <typename real>
+SNN_FR_INLINE bool opens(int left)
+{
+    return left <= 0;
+}
+
+#else
+
+// Conditions are words of all ones or all zeros, and choosing is bitwise: a step is then a straight line of
+// operations, which every compiler vectorises. (Conditional expressions become jumps before the vectoriser
+// sees them.)
+template <typename real>
+using Mask = typename Word<real>::type;
 
 template <typename real>
 SNN_FR_INLINE Mask<real> mask(bool condition)
 {
     return -Mask<real>(condition);
+}
+
+template <typename real>
+SNN_FR_INLINE Mask<real> unless(Mask<real> condition)
+{
+    return ~condition;
 }
 
 template <typename real>
@@ -75,6 +130,22 @@ SNN_FR_INLINE real keep(Mask<real> condition, real value)
     a.bits &= condition;
     return a.value;
 }
+
+template <typename real>
+SNN_FR_INLINE int count(Mask<real> condition, int yes, int no)
+{
+    const int chosen = int(condition);
+    return (yes & chosen) | (no & ~chosen);
+}
+
+// Whether the gate is open, that is left <= 0: the sign of left - 1.
+template <typename real>
+SNN_FR_INLINE Mask<real> opens(int left)
+{
+    return (left - 1) >> 31;
+}
+
+#endif
 
 // What all neurons of a call share.
 template <typename real>
@@ -122,13 +193,6 @@ SNN_FR_INLINE Mask<real> crosses(real v, const Neuron<real>& cell)
     return mask<real>((v >= cell.threshold) & (v != cell.spared));
 }
 
-// Whether the gate is open, that is left <= 0: the sign of left - 1.
-template <typename real>
-SNN_FR_INLINE Mask<real> opens(int left)
-{
-    return (left - 1) >> 31;
-}
-
 // What the state before a step decides.
 template <int RESET, typename real>
 SNN_FR_INLINE Step<real> enter(const Neuron<real>& cell, const Rules<real>& rules, real v, int left)
@@ -136,7 +200,7 @@ SNN_FR_INLINE Step<real> enter(const Neuron<real>& cell, const Rules<real>& rule
     Step<real> step{v, v, opens<real>(left), 0, 0};
     if constexpr (resets_later(RESET)) {
         const Mask<real> timed = mask<real>(rules.period > 0);
-        step.pending = (timed & mask<real>(left == rules.period)) | (~timed & crosses(v, cell));
+        step.pending = (timed & mask<real>(left == rules.period)) | (unless<real>(timed) & crosses(v, cell));
     }
     if constexpr (RESET == ZERO_LATER) step.from = choose(step.pending, rules.v_reset, v);
     return step;
@@ -162,8 +226,8 @@ SNN_FR_INLINE Step<real> advance(real x, const Neuron<real>& cell, const Rules<r
     v = step.h;
     if constexpr (RESET == SUBTRACT) v = choose(step.fired, step.h - cell.magnitude, step.h);
     if constexpr (RESET == ZERO) v = choose(step.fired, rules.v_reset, step.h);
-    const int next = left - 1, waited = next > 0 ? next : 0, fired = int(step.fired);
-    left = (rules.period & fired) | (waited & ~fired);
+    const int next = left - 1, waited = next > 0 ? next : 0;
+    left = count<real>(step.fired, rules.period, waited);
     return step;
 }
 
@@ -188,7 +252,7 @@ SNN_FR_INLINE real retreat(const Step<real>& step, real slope, real x, const Out
     if constexpr (RESET == SUBTRACT) into_spike = given.spike - keep(rules.attached, into_v * cell.magnitude);
     if constexpr (RESET == ZERO) {
         into_spike = given.spike + keep(rules.attached, into_v * (rules.v_reset - step.h));
-        kept = keep(~step.fired, into_v);
+        kept = keep(unless<real>(step.fired), into_v);
     }
     const real by_spike = into_spike * slope;
     real into_h = kept + by_spike;
@@ -199,7 +263,7 @@ SNN_FR_INLINE real retreat(const Step<real>& step, real slope, real x, const Out
         if constexpr (RESET == SUBTRACT_LATER) sum.magnitude = sum.magnitude - keep(step.pending, into_h);
     }
 
-    const Mask<real> listened = FULL ? step.open | rules.integrate : -1;
+    const Mask<real> listened = FULL ? Mask<real>(step.open | rules.integrate) : mask<real>(true);
     const real into_charge = keep(listened, into_h);
     real into_x = into_charge, through;
     if constexpr (CHARGE == BETA) {
@@ -215,7 +279,7 @@ SNN_FR_INLINE real retreat(const Step<real>& step, real slope, real x, const Out
         }
     }
     carry = choose(listened, through, into_h);
-    if constexpr (RESET == ZERO_LATER) carry = keep(~step.pending, carry);
+    if constexpr (RESET == ZERO_LATER) carry = keep(unless<real>(step.pending), carry);
     return into_x;
 }
 
@@ -301,17 +365,17 @@ SNN_FR_INLINE real derivative(const Surrogate<real>& by, real x)
     switch (by.kind) {
         case ATAN: {
             const real z = by.steepness * x;
-            return by.scale / (1 + z * z);
+            return SNN_FR_QUOTIENT(by.scale, 1 + z * z);
         }
         case SIGMOID: {
             const real e = exp_negative(-(by.steepness * distance));
-            return by.scale * e / ((1 + e) * (1 + e));
+            return SNN_FR_QUOTIENT(by.scale * e, (1 + e) * (1 + e));
         }
         case FAST_SIGMOID:
         case SUPER_SPIKE:
         case SOFT_SIGN: {
             const real z = 1 + by.steepness * distance;
-            return by.scale / (z * z);
+            return SNN_FR_QUOTIENT(by.scale, z * z);
         }
         case TRIANGLE:
         case PIECEWISE_QUADRATIC: {
