@@ -33,6 +33,8 @@ _KERNEL = re.compile(
     r"(\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
+_INEXACT = re.compile(r"\b(?:fma\.\w+|\w+\.approx\.\w+|div\.full\.\w+|\w+\.(?:\w+\.)?ftz\.\w+)")
+_QUOTIENT = "rcp.approx.ftz"
 
 
 class Variant(NamedTuple):
@@ -43,10 +45,11 @@ class Variant(NamedTuple):
 
 
 def _lif(dtype: torch.dtype, turn: int = 0) -> Iterator[Variant]:
-    """Every charge and reset, on lanes and tiles in turn; another turn begins with others."""
-    shapes = itertools.islice(itertools.cycle(lif.SHAPES[dtype]), turn, None)
-    for charge, reset in itertools.product(range(3), range(5)):
-        yield Variant(lif._SOURCE, dtype, lif.flags(charge, reset, *next(shapes)), True)
+    """Every charge and reset; of half precision, one and two neurons a thread in turn."""
+    for i, (charge, reset) in enumerate(itertools.product(range(3), range(5))):
+        lanes = 1 + (i + turn) % 2 if dtype.itemsize == 2 and reset != lif.ALONE else 1
+        yield Variant(lif._SOURCES["forward"], dtype, lif.flags(charge, reset, lanes), True)
+        yield Variant(lif._SOURCES["backward"], dtype, lif.flags(charge, reset, 1), True)
 
 
 def _ssm(dtype: torch.dtype, turn: int) -> Iterator[Variant]:
@@ -68,6 +71,16 @@ def _kernels(source: Path) -> set[str]:
     return set(re.findall(r"__global__[^;{]*?(snn_fr_\w+)\(", source.read_text(encoding="utf-8")))
 
 
+def _inexact(ptx: str) -> list[str]:
+    """Operations that contract, flush or approximate, but for the quotients of slopes in a backward."""
+    found = []
+    for kernel in ptx.split(".entry ")[1:]:
+        name = kernel.partition("(")[0]
+        instructions = _INEXACT.findall(kernel)
+        found += [f"{name}: {i}" for i in instructions if i != _QUOTIENT or "backward" not in name]
+    return found
+
+
 def _check(variant: Variant, architecture: str) -> list[str]:
     """What is wrong with a variant."""
     source, dtype, flags, exact = variant
@@ -82,9 +95,7 @@ def _check(variant: Variant, architecture: str) -> list[str]:
                 f"{kernel}: {stack} bytes of stack, {stores} + {loads} of spills, {registers} registers"
             )
     if exact:
-        wrong += re.findall(
-            r"\b(?:fma|\w+\.ftz|\w+\.ftz\.\w+|\w+\.approx|div\.full)\.\w+", compiled.ptx.decode()
-        )
+        wrong += _inexact(compiled.ptx.decode())
     return [f"{source.parent.name} {' '.join(flags)}: {each}" for each in wrong]
 
 

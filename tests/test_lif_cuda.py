@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "surrogate": tuple(range(len(SURROGATES))),
     "reset": (("none", False), ("subtract", False), ("zero", False), ("subtract", True), ("zero", True)),
     "dtype": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
-    "steps": (100, 128, 131, 160),  # a tail, no tail, after whole tiles of 16 and 32
+    "steps": (100, 128, 131, 160),  # a tail, no tail, after whole groups and chunks
     "charge": ("beta", "tau_input", "tau"),
     "neurons": (133, 262, 192),  # two blocks and a tail, in pairs and one by one; whole blocks
     "wanted": ("x", "membrane", "parameters"),
@@ -53,7 +54,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "detach_reset": (False, True),
     "per_neuron": (False, True),
     "with_state": (False, True),
-    "few": (False, True),  # which of the tiles
+    "few": (False, True),  # neurons
 }
 
 
@@ -135,12 +136,17 @@ def _compare(case: dict[str, Any], seed: int) -> float:
     return expected["spikes"].double().mean().item()
 
 
+def _choose(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the forward takes it for."""
+    monkeypatch.setattr(cupy_provider, "_MANY", 1 << 30 if case["few"] else 0)
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_pairs_of_modes(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pair of values of two options: outputs to the last bit, gradients within the tolerance."""
     rates = []
     for seed, case in enumerate(CASES[part::4]):
-        monkeypatch.setattr(cupy_provider, "_FEW", 1 << 30 if case["few"] else 0)
+        _choose(case, monkeypatch)
         try:
             rates.append(_compare(case, seed))
         except AssertionError as error:
@@ -186,6 +192,7 @@ def test_halves_that_do_not_lie_in_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
         "launch",
         lambda *args, flags, **rest: (seen.extend(flags), cuda_on_cpu.launch(*args, flags=flags, **rest)),
     )
+    monkeypatch.setattr(cupy_provider, "_MANY", 0)
     memory = torch.randn(1 + 40 * 6 + 40 * 7).half()
     for start, n, lanes in ((0, 6, 2), (1, 6, 1), (0, 7, 1)):
         seen.clear()
@@ -197,37 +204,42 @@ def test_halves_that_do_not_lie_in_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_constants_that_two_files_share() -> None:
-    source = cupy_provider._SOURCE.read_text()
-    assert f"THREADS = {cupy_provider._THREADS};" in source
-    assert f"CHUNK = {compiled.CHUNK};" in cupy_provider._SOURCE.with_name("arguments.h").read_text()
+    headers = {name: cupy_provider._SOURCES["forward"].with_name(name) for name in ("cells.h", "arguments.h")}
+    assert f"THREADS = {cupy_provider._THREADS};" in re.sub(" +", " ", headers["cells.h"].read_text())
+    assert f"CHUNK = {compiled.CHUNK};" in headers["arguments.h"].read_text()
 
 
 # ---- mutants: each must be noticed by the comparison above
 
 # file, what stands there, what is put in its place
 MUTANTS = {
-    "neurons beyond the last": ("kernel.cu", "    if (i >= a.neurons) return;\n    Cells", "    Cells"),
-    "steps beyond the last": ("kernel.cu", "if (t + j < a.steps) fire", "fire"),
-    "reads beyond the last step": ("kernel.cu", "j < rows ?", "rows >= 0 ?"),
-    "the next tile is not awaited": ("kernel.cu", "copy(now, next);\n            if (t", "if (t"),
-    "the same tile again": ("kernel.cu", "a.x + at + TILE * a.neurons", "a.x + at"),
-    "counters are not saved": ("kernel.cu", "write_count(row + a.neurons + l, c.left[l]);", ""),
+    "neurons beyond the last": ("forward.cu", "    if (i >= a.neurons) return;\n    Cells", "    Cells"),
+    "steps beyond the last": ("forward.cu", "if (t + j < a.steps) fire", "fire"),
+    "reads beyond the last step": ("cells.h", "j < rows ?", "rows >= 0 ?"),
+    "the same group again": ("forward.cu", "x + (t + AHEAD) * a.neurons", "x + t * a.neurons"),
+    "another group's slot": (
+        "forward.cu",
+        "copy(now, ring[g]);",
+        "copy(now, ring[(g + 1) % (AHEAD / GROUP)]);",
+    ),
+    "the ring is filled too far": ("forward.cu", "if (t + AHEAD + GROUP <= a.steps) fetch", "fetch"),
+    "counters are not saved": ("forward.cu", "write_count(row + a.neurons + l, c.left[l]);", ""),
     "no checkpoint in the last steps": (
-        "kernel.cu",
+        "forward.cu",
         "a.steps - t);\n        save(a, c, t, i);",
         "a.steps - t);",
     ),
-    "cotangents of another tile": ("kernel.cu", "next, here + (g - GROUP)", "next, here + g"),
-    "inputs of another chunk": ("kernel.cu", "a.x + here - CHUNK * a.neurons", "a.x + here"),
-    "a tile forward in time": ("kernel.cu", "int j = GROUP - 1; j >= 0; --j", "int j = 0; j < GROUP; ++j"),
+    "cotangents of another tile": ("backward.cu", "next, here + (g - TILE)", "next, here + g"),
+    "inputs of another chunk": ("backward.cu", "a.x + here - CHUNK * a.neurons", "a.x + here"),
+    "a tile forward in time": ("backward.cu", "int j = TILE - 1; j >= 0; --j", "int j = 0; j < TILE; ++j"),
     "the gate is left out": (
-        "kernel.cu",
-        "keep(step.open, slope[row][threadIdx.x])",
-        "slope[row][threadIdx.x]",
+        "backward.cu",
+        "keep(step.open, slope[j][threadIdx.x])",
+        "slope[j][threadIdx.x]",
     ),
-    "the sign of the surrogate": ("kernel.cu", "keep(step.open, slope[", "keep(step.open, -slope["),
-    "h is overwritten": ("kernel.cu", "KEEPS_H = RESET == ZERO;", "KEEPS_H = false;"),
-    "a column for two threads": ("kernel.cu", "[threadIdx.x] = step.h;", "[threadIdx.x / 2] = step.h;"),
+    "the sign of the surrogate": ("backward.cu", "keep(step.open, slope[", "keep(step.open, -slope["),
+    "h is overwritten": ("backward.cu", "KEEPS_H = RESET == ZERO;", "KEEPS_H = false;"),
+    "a column for two threads": ("backward.cu", "[threadIdx.x] = step.h;", "[threadIdx.x / 2] = step.h;"),
     "a lane takes its neighbour's half": ("../device.h", "both >> 16 * lane", "both >> 16 * (1 - lane)"),
     "reset before the threshold": (
         "step.h",
@@ -242,9 +254,10 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, old, new = MUTANTS[mutant]
-    source = cuda_on_cpu.mutant(cupy_provider._SOURCE, old, new, tmp_path, file)
-    monkeypatch.setattr(cupy_provider, "_SOURCE", source)
-    assert any(_is_noticed(case, seed) for seed, case in enumerate(_varied()))
+    changed = cuda_on_cpu.mutant(cupy_provider._SOURCES["forward"], old, new, tmp_path, file)
+    sources = {name: changed.with_name(source.name) for name, source in cupy_provider._SOURCES.items()}
+    monkeypatch.setattr(cupy_provider, "_SOURCES", sources)
+    assert any(_is_noticed(case, seed, monkeypatch) for seed, case in enumerate(_varied()))
 
 
 def _varied() -> Iterator[dict[str, Any]]:
@@ -258,10 +271,12 @@ def _varied() -> Iterator[dict[str, Any]]:
     yield {**base, "reset": ("zero", False), "wanted": "parameters", "steps": 160}
     yield {**base, "reset": ("subtract", False), "wanted": "parameters"}
     yield {**base, "reset": ("zero", True), "wanted": "x"}
-    yield {**base, "reset": ("zero", False), "wanted": "x", "dtype": torch.bfloat16, "neurons": 134}
+    halves = {"dtype": torch.bfloat16, "neurons": 134, "few": False}
+    yield {**base, **halves, "reset": ("zero", False), "wanted": "x"}
 
 
-def _is_noticed(case: dict[str, Any], seed: int) -> bool:
+def _is_noticed(case: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    _choose(case, monkeypatch)
     try:
         _compare(case, seed)
     except AssertionError:

@@ -1,8 +1,7 @@
-"""``ops.lif`` by ``kernel.cu``: one pass over memory forward, one and a half backward.
+"""``ops.lif`` by ``forward.cu`` and ``backward.cu``: one pass over memory forward, one and a half backward.
 
 A neuron is computed by one thread in one order, with the operations of ``step.h``, each rounded on its own:
-spikes and membranes have the bits of the other providers. The kernels have been compiled for GPUs and run on
-a CPU (``tests/cuda_shim.h``), not yet on a GPU.
+spikes and membranes have the bits of the other providers. Shapes are those that were fastest on an H200.
 """
 
 from __future__ import annotations
@@ -21,47 +20,41 @@ __all__ = ["SAVES_SPIKES", "backward", "forward", "saved_shapes"]
 
 SAVES_SPIKES = False  # the backward replays them
 
-_SOURCE = Path(__file__).with_name("kernel.cu")
+_SOURCES = {name: Path(__file__).with_name(f"{name}.cu") for name in ("forward", "backward")}
 _THREADS = 64  # of a block
-_FEW = 24_576  # neurons below which more loads in flight pay for the registers that they take
-_HALF = ((1, 16), (2, 16), (2, 32))
-# Lanes and tiles that kernels are compiled for; the longer tile is for few neurons. Two tiles of 32 words are
-# what registers hold; a half on its own takes a word too, and more to unpack it.
-SHAPES = {
-    torch.float32: ((1, 16), (1, 32)),
-    torch.float64: ((1, 4),),
-    torch.float16: _HALF,
-    torch.bfloat16: _HALF,
-}
+_MANY = 49_152  # neurons from which on a thread of the forward takes two in half precision
+ALONE = 4  # the reset (number of step.h) with which two do not fit the registers
 
 _RESETS_AT_ONCE = (1, 2)  # numbers of step.h
 _BEYOND_X = {"grad_membrane", "grad_charged", "grad_decay", "grad_threshold", "grad_magnitude"}
 
 
 def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-    x, neurons = inputs["x"], arguments.neurons
+    neurons = arguments.neurons
     lanes = 1
-    if x.dtype.itemsize == 2 and neurons % 2 == 0:
-        rows = (inputs.get("x"), inputs.get("grad_spikes"), outputs.get("spikes"), outputs.get("grad_x"))
-        lanes = 1 if any(row is not None and row.data_ptr() % 4 for row in rows) else 2
-    tiles = [tile for wide, tile in SHAPES[x.dtype] if wide == lanes]
-    tile = tiles[-1 if neurons < _FEW else 0]
+    if name == "forward" and arguments.reset != ALONE:
+        lanes = _lanes(inputs["x"], outputs["spikes"], neurons)
     _cupy.launch(
-        _SOURCE,
+        _SOURCES[name],
         f"snn_fr_lif_{name}{_variant(name, arguments, inputs, outputs)}",
-        x.dtype,
+        inputs["x"].dtype,
         -(-neurons // (lanes * _THREADS)),
         _THREADS,
         arguments,
         inputs,
         outputs,
-        flags=flags(arguments.charge, arguments.reset, lanes, tile),
+        flags=flags(arguments.charge, arguments.reset, lanes),
     )
 
 
-def _variant(
-    name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]
-) -> str:
+def _lanes(x: Tensor, spikes: Tensor, neurons: int) -> int:
+    """Neurons of a thread of the forward."""
+    if x.dtype.itemsize != 2 or neurons < _MANY or neurons % 2:
+        return 1
+    return 1 if x.data_ptr() % 4 or spikes.data_ptr() % 4 else 2
+
+
+def _variant(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> str:
     """Which kernel does no more than is asked for."""
     asked = {tensor for tensor, given in (inputs | outputs).items() if given.numel()}
     if name == "backward":
@@ -76,14 +69,13 @@ def _variant(
 
 
 @cache
-def flags(charge: int, reset: int, lanes: int, tile: int) -> tuple[str, ...]:
-    """What the kernels are compiled with: no contraction to FMA, and what they are specialised for."""
+def flags(charge: int, reset: int, lanes: int) -> tuple[str, ...]:
+    """What a kernel is compiled with: no contraction to FMA, and what it is specialised for."""
     return (
         "--fmad=false",
         f"-DSNN_FR_CHARGE={charge}",
         f"-DSNN_FR_RESET={reset}",
         f"-DSNN_FR_LANES={lanes}",
-        f"-DSNN_FR_TILE={tile}",
     )
 
 
