@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache, partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .. import _cupy
