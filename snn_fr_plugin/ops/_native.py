@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["call", "empty", "fill", "per_neuron", "sum_to"]
+__all__ = ["call", "empty", "fill", "given", "per_neuron", "sum_to"]
 
 
-def empty(like: Tensor) -> Tensor:
+def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Contiguous memory for the shape, dtype and device of a tensor; sooner than by ``new_empty``."""
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """Those that there are, by name."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def fill(

@@ -18,9 +18,9 @@ from ..._checks import (
     state_dtype,
 )
 from ...surrogate import ATan, Surrogate
-from .. import _providers
+from .. import _eager, _providers
 from .mode import EXTERNAL, Call, Mode
-from .operator import lif_op
+from .operator import lif_direct, lif_op
 from .reference import lif as _reference
 
 __all__ = ["LIFState", "lif"]
@@ -180,7 +180,8 @@ def lif(
         return spikes, membrane if return_membrane else None, LIFState(*final)
 
     # where no reset follows the spike in its own step, the membrane v_t is the charged one, h_t
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, v, decay, threshold, magnitude))
+    tensors = (x, v, refractory, decay, threshold, magnitude)
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     mode = Mode(
         charge, reset, refractory_period, float(v_reset), reset_delay, refractory_input == "ignore",
         inclusive, detach_reset, gated, surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,
@@ -188,8 +189,8 @@ def lif(
     )  # fmt: skip
     want_charged = not fused or (return_membrane and not immediate)
     call = Call(mode, return_membrane and immediate, want_charged, save, provider)
-    spikes, membrane, charged, is_open, v, refractory, _ = lif_op(
-        x, v, refractory, decay, threshold, magnitude, call.text
+    spikes, membrane, charged, is_open, v, refractory, _ = (
+        lif_op(*tensors, call.text) if _eager.watched(*tensors) else lif_direct(save, *tensors, call)
     )
     if not fused:
         spikes = (surrogate(charged - threshold) * is_open).to(x.dtype)

@@ -26,6 +26,7 @@ _RESETS = {
     ("zero", True): 4,
 }
 _KINDS = {kind: i for i, kind in enumerate(surrogate.KINDS)} | {EXTERNAL: -1}
+_OUTPUTS = ("spikes", "membrane", "charged", "is_open", "v", "refractory", "checkpoints")
 
 
 class Arguments(ctypes.Structure):
@@ -79,32 +80,26 @@ def forward(
     want_membrane: bool,
     want_charged: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of the operator, in its order."""
-    charged_shape, open_shape, checkpoints_shape = saved_shapes(x.shape, mode, want_charged, save)
-    spikes = _native.empty(x)
-    membrane = v0.new_empty(x.shape if want_membrane else (0,))
-    charged = v0.new_empty(charged_shape)
-    is_open = x.new_empty(open_shape, dtype=torch.bool)
-    v, refractory = _native.empty(v0), _native.empty(refractory0)
-    checkpoints = v0.new_empty(checkpoints_shape)
+) -> tuple[Tensor | None, ...]:
+    """Outputs of the operator, in its order, ``None`` for one that was not asked for."""
+    outputs = {"spikes": _native.empty(x), "v": _native.empty(v0), "refractory": _native.empty(refractory0)}
+    if want_membrane:
+        outputs["membrane"] = _native.empty(x, v0.dtype)
+    if want_charged:
+        outputs["charged"] = _native.empty(x, v0.dtype)
+    if mode.kind == EXTERNAL:
+        outputs["is_open"] = _native.empty(x, torch.bool)
+    if save:
+        outputs["checkpoints"] = v0.new_empty(saved_shapes(x.shape, mode, want_charged, save)[2])
     _call(
         run,
         "forward",
         mode,
         {"x": x, "v0": v0, "refractory0": refractory0},
         {"decay": decay, "threshold": threshold, "magnitude": magnitude},
-        {
-            "spikes": spikes,
-            "membrane": membrane,
-            "charged": charged,
-            "is_open": is_open,
-            "v": v,
-            "refractory": refractory,
-            "checkpoints": checkpoints,
-        },
+        outputs,
     )
-    return spikes, membrane, charged, is_open, v, refractory, checkpoints
+    return tuple(map(outputs.get, _OUTPUTS))
 
 
 def backward(
@@ -120,15 +115,15 @@ def backward(
     threshold: Tensor,
     magnitude: Tensor,
     spikes: Tensor | None,
-    charged: Tensor,
-    is_open: Tensor,
+    charged: Tensor | None,
+    is_open: Tensor | None,
     checkpoints: Tensor,
     mode: Mode,
     need_decay: bool,
     need_threshold: bool,
     need_magnitude: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, v0, decay, threshold and magnitude (zeros where not needed)."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, v0, decay, threshold and magnitude (``None`` where not needed)."""
     parameters = {"decay": decay, "threshold": threshold, "magnitude": magnitude}
     needed = {"decay": need_decay, "threshold": need_threshold, "magnitude": need_magnitude}
     outputs = {"grad_x": _native.empty(x), "grad_v0": _native.empty(v0)}
@@ -149,7 +144,7 @@ def backward(
         outputs | {f"grad_{name}": grad for name, grad in per_neuron.items()},
     )
     gradients = [
-        _native.sum_to(per_neuron[name], p.shape).to(p.dtype) if needed[name] else torch.zeros_like(p)
+        _native.sum_to(per_neuron[name], p.shape).to(p.dtype) if needed[name] else None
         for name, p in parameters.items()
     ]
     return outputs["grad_x"], outputs["grad_v0"], gradients[0], gradients[1], gradients[2]

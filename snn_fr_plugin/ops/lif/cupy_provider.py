@@ -55,7 +55,7 @@ def _lanes(x: Tensor, spikes: Tensor, neurons: int) -> int:
 
 def _variant(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> str:
     """Which kernel does no more than is asked for."""
-    asked = {tensor for tensor, given in (inputs | outputs).items() if given.numel()}
+    asked = inputs.keys() | outputs.keys()
     if name == "backward":
         plain = "grad_spikes" in asked and asked.isdisjoint(_BEYOND_X)
         return "" if plain and arguments.integrate else "_full"

@@ -9,7 +9,8 @@ Forward outputs, in this order; an output that was not asked for has shape [0]:
     v, refractory          final state
     checkpoints            what else a provider saves for its backward
 
-What is not a tensor is in ``call``, a ``Call`` as text.
+What is not a tensor is in ``call``, a ``Call`` as text. Where nobody watches the dispatcher, ``lif_direct``
+does the same without it (``None`` for an output that was not asked for).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _eager
 from . import cpp_provider, cupy_provider, torch_provider
 from .mode import Call
 
@@ -28,6 +30,21 @@ _PROVIDERS: dict[str, ModuleType] = {
     "cpp": cpp_provider,
     "cupy": cupy_provider,
 }
+
+
+def _forward(
+    x: Tensor,
+    v0: Tensor,
+    refractory0: Tensor,
+    decay: Tensor,
+    threshold: Tensor,
+    magnitude: Tensor,
+    call: Call,
+) -> tuple[Tensor | None, ...]:
+    mode, want_membrane, want_charged, save, provider = call
+    return _PROVIDERS[provider].forward(
+        x, v0, refractory0, decay, threshold, magnitude, mode, want_membrane, want_charged, save
+    )
 
 
 @torch.library.custom_op("snn_fr::lif", mutates_args=())
@@ -40,9 +57,18 @@ def lif_op(
     magnitude: Tensor,
     call: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mode, want_membrane, want_charged, save, provider = Call.from_text(call)
-    return _PROVIDERS[provider].forward(
-        x, v0, refractory0, decay, threshold, magnitude, mode, want_membrane, want_charged, save
+    spikes, membrane, charged, is_open, v, refractory, checkpoints = _forward(
+        x, v0, refractory0, decay, threshold, magnitude, Call.from_text(call)
+    )
+    assert spikes is not None and v is not None and refractory is not None
+    return (
+        spikes,
+        _eager.or_empty(membrane, v0),
+        _eager.or_empty(charged, v0),
+        _eager.or_empty(is_open, v0, torch.bool),
+        v,
+        refractory,
+        _eager.or_empty(checkpoints, v0),
     )
 
 
@@ -69,6 +95,24 @@ def _(
     )
 
 
+def _gradients(
+    grad_spikes: Tensor | None,
+    grad_membrane: Tensor | None,
+    grad_charged: Tensor | None,
+    grad_v: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, v0, decay, threshold and magnitude, ``None`` for a parameter that needs none."""
+    *saved, call, need_decay, need_threshold, need_magnitude = rest
+    # autograd may hand a zero-size gradient to an output that was not asked for
+    cotangents = (
+        g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
+    )
+    return _PROVIDERS[call.provider].backward(
+        *cotangents, grad_v, *saved, call.mode, need_decay, need_threshold, need_magnitude
+    )
+
+
 @torch.library.custom_op("snn_fr::lif_backward", mutates_args=())
 def lif_backward_op(
     grad_spikes: Tensor | None,
@@ -82,23 +126,27 @@ def lif_backward_op(
     threshold: Tensor,
     magnitude: Tensor,
     spikes: Tensor | None,
-    charged: Tensor,
-    is_open: Tensor,
-    checkpoints: Tensor,
+    charged: Tensor | None,
+    is_open: Tensor | None,
+    checkpoints: Tensor | None,
     call: str,
     need_decay: bool,
     need_threshold: bool,
     need_magnitude: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mode, *_, provider = Call.from_text(call)
-    # autograd may hand a zero-size gradient to an output that was not asked for
-    cotangents = (
-        g if g is not None and g.numel() else None for g in (grad_spikes, grad_membrane, grad_charged)
-    )
-    return _PROVIDERS[provider].backward(
-        *cotangents, grad_v, x, v0, refractory0, decay, threshold, magnitude, spikes, charged, is_open,
-        checkpoints, mode, need_decay, need_threshold, need_magnitude,
+    gx, gv0, gdecay, gthreshold, gmagnitude = _gradients(
+        grad_spikes, grad_membrane, grad_charged, grad_v, x, v0, refractory0, decay, threshold, magnitude,
+        spikes, charged, is_open, checkpoints, Call.from_text(call), need_decay, need_threshold,
+        need_magnitude,
     )  # fmt: skip
+    assert gx is not None and gv0 is not None
+    return (
+        gx,
+        gv0,
+        _eager.or_zeros(gdecay, decay),
+        _eager.or_zeros(gthreshold, threshold),
+        _eager.or_zeros(gmagnitude, magnitude),
+    )
 
 
 @lif_backward_op.register_fake
@@ -124,31 +172,28 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
     spikes, _, charged, is_open, _, refractory, checkpoints = output
-    ctx.call = inputs[6]
-    kept = spikes if _PROVIDERS[Call.from_text(ctx.call).provider].SAVES_SPIKES else None
-    ctx.save_for_backward(*inputs[:6], kept, charged, is_open, checkpoints)
-    ctx.mark_non_differentiable(is_open, refractory, checkpoints)
+    *tensors, call = inputs
+    ctx.call = call if isinstance(call, Call) else Call.from_text(call)
+    kept = spikes if _PROVIDERS[ctx.call.provider].SAVES_SPIKES else None
+    ctx.save_for_backward(*tensors, kept, charged, is_open, checkpoints)
+    ctx.mark_non_differentiable(*(t for t in (is_open, refractory, checkpoints) if t is not None))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     grad_spikes, grad_membrane, grad_charged, _, grad_v, _, _ = grads
-    need = ctx.needs_input_grad
-    gx, gv0, gdecay, gthreshold, gmagnitude = lif_backward_op(
-        grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors, ctx.call, need[3], need[4],
-        need[5],
-    )  # fmt: skip
-    return (
-        gx,
-        gv0,
-        None,
-        gdecay if need[3] else None,
-        gthreshold if need[4] else None,
-        gmagnitude if need[5] else None,
-        None,
-    )
+    given = (grad_spikes, grad_membrane, grad_charged, grad_v, *ctx.saved_tensors)
+    need = ctx.needs_input_grad[3:6]
+    if torch.is_grad_enabled() or _eager.watched(*given):
+        gx, gv0, *zeros_too = lif_backward_op(*given, ctx.call.text, *need)
+        parameters = [grad if needed else None for grad, needed in zip(zeros_too, need, strict=True)]
+    else:
+        with _eager.below_autograd():
+            gx, gv0, *parameters = _gradients(*given, ctx.call, *need)
+    return gx, gv0, None, *parameters, None
 
 
 lif_op.register_autograd(_backward, setup_context=_setup_context)
+lif_direct = _eager.direct("snn_fr_lif", _forward, _setup_context, _backward)

@@ -47,20 +47,17 @@ def forward(
     want_membrane: bool,
     want_charged: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of the operator, in its order."""
+) -> tuple[Tensor | None, ...]:
+    """Outputs of the operator, in its order, ``None`` for one that was not asked for."""
     steps = x.shape[0]
-    charged_shape, open_shape, _ = saved_shapes(x.shape, mode, want_charged, save)
-    charged = v0.new_empty(charged_shape)
-    membrane = v0.new_empty(x.shape if want_membrane else (0,))
-    is_open = x.new_empty(open_shape, dtype=torch.bool)
+    keep_open = mode.kind == EXTERNAL or (save and mode.gated)
+    charged = v0.new_empty(x.shape) if want_charged or save else None
+    membrane = v0.new_empty(x.shape) if want_membrane else None
+    is_open = x.new_empty(x.shape, dtype=torch.bool) if keep_open else None
     spikes = x.new_empty(x.shape, dtype=torch.bool)
-    h_rows = charged.unbind(0) if want_charged or save else _ring(v0, steps)
-    v_rows = membrane.unbind(0) if want_membrane else _ring(v0, steps)
-    open_rows = (
-        is_open.unbind(0)
-        if len(open_shape) == x.dim()
-        else _ring(x.new_empty(v0.shape, dtype=torch.bool), steps)
+    h_rows, v_rows, open_rows = (
+        _ring(like, steps) if rows is None else rows.unbind(0)
+        for rows, like in ((charged, v0), (membrane, v0), (is_open, v0.bool()))
     )
 
     crosses = torch.ge if mode.inclusive else torch.gt
@@ -111,10 +108,10 @@ def forward(
             v = v_rows[t]
             torch.where(s, rest, h, out=v)
 
-    if not mode.gated:
+    if is_open is not None and not mode.gated:
         is_open.fill_(True)
     refractory = (blocked_until - steps).clamp_min_(0)
-    return spikes.to(x.dtype), membrane, charged, is_open, v.clone(), refractory, v0.new_empty(0)
+    return spikes.to(x.dtype), membrane, charged, is_open, v.clone(), refractory, None
 
 
 def _ring(like: Tensor, steps: int) -> list[Tensor]:
@@ -142,7 +139,7 @@ def _replay(
     end: int,
     charged: Tensor,
     spikes: Tensor,
-    is_open: Tensor,
+    is_open: Tensor | None,
     v0: Tensor,
     refractory0: Tensor,
     threshold: Tensor,
@@ -171,7 +168,8 @@ def _replay(
         assert pending is not None
         v = torch.where(pending, mode.v_reset, v)
     now = slice(start, end)
-    return _Block(charged[now], spikes[now] != 0, is_open[now] if mode.gated else None, v, pending)
+    gate = is_open[now] if is_open is not None and mode.gated else None
+    return _Block(charged[now], spikes[now] != 0, gate, v, pending)
 
 
 def backward(
@@ -187,18 +185,25 @@ def backward(
     magnitude: Tensor,
     spikes: Tensor,
     charged: Tensor,
-    is_open: Tensor,
-    checkpoints: Tensor,
+    is_open: Tensor | None,
+    checkpoints: Tensor | None,
     mode: Mode,
     need_decay: bool,
     need_threshold: bool,
     need_magnitude: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, v0, decay, threshold and magnitude (zeros where not needed)."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, v0, decay, threshold and magnitude (``None`` where not needed)."""
     dtype = v0.dtype
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     carry = torch.zeros_like(v0) if grad_v is None else grad_v.to(dtype, copy=True)
-    grad_decay, grad_threshold, grad_magnitude = (torch.zeros_like(p) for p in (decay, threshold, magnitude))
+    grad_decay, grad_threshold, grad_magnitude = (
+        torch.zeros_like(parameter) if needed else None
+        for parameter, needed in (
+            (decay, need_decay),
+            (threshold, need_threshold),
+            (magnitude, need_magnitude),
+        )
+    )
     block_steps = max(1, _BLOCK // max(1, v0.numel()))
 
     for end in range(x.shape[0], 0, -block_steps):
@@ -232,15 +237,15 @@ def backward(
 
         grad_x[now] = grad_h if into_x is None else grad_h * into_x
         grad_after = carries if gm is None else carries + gm  # dL/dv_t
-        if need_threshold:
+        if grad_threshold is not None:
             grad_s = grad_after * into_spike if into_spike is not None else torch.zeros_like(grad_h)
             if grad_spikes is not None:
                 grad_s = grad_s + grad_spikes[now].to(dtype)
             grad_threshold -= (grad_s * q).sum(0).sum_to_size(threshold.shape)
-        if need_magnitude and mode.reset == "subtract":
+        if grad_magnitude is not None and mode.reset == "subtract":
             taken = grad_after * step.s if step.pending is None else grad_h * step.pending
             grad_magnitude -= taken.sum(0).sum_to_size(magnitude.shape)
-        if need_decay:
+        if grad_decay is not None:
             local = _charge_by_decay(x[now].to(dtype), step, decay, mode)
             grad_decay += (grad_h * local).sum(0).sum_to_size(decay.shape)
 

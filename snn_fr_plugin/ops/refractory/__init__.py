@@ -18,8 +18,8 @@ from ..._checks import (
     state_dtype,
 )
 from ...surrogate import ATan, Surrogate
-from .. import _providers
-from .operator import fixed_refractory_op
+from .. import _eager, _providers
+from .operator import fixed_refractory_direct, fixed_refractory_op
 
 __all__ = ["SCHEMES", "Scheme", "fixed_refractory"]
 
@@ -98,20 +98,15 @@ def fixed_refractory(
     else:
         check_state("state", state, shape, torch.int32, drive.device)
     if isinstance(surrogate, Surrogate):
-        spikes, _, state = fixed_refractory_op(
-            drive, threshold, state, period, scheme, inclusive, surrogate.kind, surrogate.alpha, provider
-        )
-        return spikes, state
-    _, is_open, state = fixed_refractory_op(
-        drive.detach(),
-        threshold.detach(),
-        state,
-        period,
-        scheme,
-        inclusive,
-        "straight_through",
-        1.0,
-        provider,
-    )
-    spikes = surrogate(drive.to(threshold.dtype) - threshold) * is_open
-    return spikes.to(drive.dtype), state
+        tensors, kind, alpha = (drive, threshold, state), surrogate.kind, surrogate.alpha
+    else:
+        tensors, kind, alpha = (drive.detach(), threshold.detach(), state), "straight_through", 1.0
+    rules = (period, scheme, inclusive, kind, alpha, provider)
+    if _eager.watched(*tensors):
+        spikes, is_open, state = fixed_refractory_op(*tensors, *rules)
+    else:
+        graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        spikes, is_open, state = fixed_refractory_direct(graph, *tensors, *rules)
+    if not isinstance(surrogate, Surrogate):
+        spikes = (surrogate(drive.to(threshold.dtype) - threshold) * is_open).to(drive.dtype)
+    return spikes, state

@@ -44,8 +44,8 @@ def backward(
     kind: str,
     alpha: float,
     need_threshold: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold (zeros where not needed)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of drive and threshold (``None`` where not needed)."""
     outputs = {"grad_drive": _native.empty(drive)}
     if need_threshold:
         spans = threshold.new_empty((-(-drive.shape[0] // _SPAN), *drive.shape[1:]))
@@ -58,7 +58,7 @@ def backward(
         outputs,
     )
     if not need_threshold:
-        return outputs["grad_drive"], torch.zeros_like(threshold)
+        return outputs["grad_drive"], None
     sums = _native.sum_to(spans.sum(0, dtype=torch.float64), threshold.shape)
     return outputs["grad_drive"], sums.to(threshold.dtype)
 

@@ -95,8 +95,8 @@ def backward(
     kind: str,
     alpha: float,
     need_threshold: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold (zeros where not needed)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of drive and threshold (``None`` where not needed)."""
     steps, neurons = drive.shape[0], drive.shape[1:].numel()
     span = _SPAN if neurons >= _FEW else _SHORT_SPAN
     spans = -(-steps // span)
@@ -114,7 +114,7 @@ def backward(
         outputs,
     )
     if not need_threshold:
-        return outputs["grad_drive"], torch.zeros_like(threshold)
+        return outputs["grad_drive"], None
     sums = _native.sum_to(outputs["grad_threshold"].sum(0, dtype=torch.float64), threshold.shape)
     return outputs["grad_drive"], sums.to(threshold.dtype)
 

@@ -30,13 +30,11 @@ def backward(
     kind: str,
     alpha: float,
     need_threshold: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of drive and threshold (zeros where not needed)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of drive and threshold (``None`` where not needed)."""
     local = derivative(kind, drive.to(threshold.dtype) - threshold, alpha) * is_open
     grad = grad_spikes.to(threshold.dtype) * local
-    by_threshold = (
-        -grad.sum(0).sum_to_size(threshold.shape) if need_threshold else torch.zeros_like(threshold)
-    )
+    by_threshold = -grad.sum(0).sum_to_size(threshold.shape) if need_threshold else None
     return grad.to(drive.dtype, copy=True), by_threshold
 
 

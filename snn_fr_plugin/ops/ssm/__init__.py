@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..._checks import check_sequence, check_state, state_dtype
-from .. import _providers
+from .. import _eager, _providers
 from .cupy_provider import MOST_PAIRS
-from .operator import diagonal_ssm_op
+from .operator import diagonal_ssm_direct, diagonal_ssm_op
 
 __all__ = ["diagonal_ssm"]
 
@@ -90,13 +90,10 @@ def diagonal_ssm(
         check_state("D", D, (channels,), dtype, x.device)
     if state is not None:
         check_state("state", state, (*x.shape[1:], A_bar.shape[1]), _COMPLEX[dtype], x.device)
-    tensors = (
-        x,
-        A_bar,
-        C_bar,
-        torch.zeros(0, dtype=dtype, device=x.device) if D is None else D,
-        torch.zeros(0, dtype=_COMPLEX[dtype], device=x.device) if state is None else state,
-    )
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    y, final, _ = diagonal_ssm_op(*tensors, save, provider)
+    tensors = (x, A_bar, C_bar, D, state)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if _eager.watched(*tensors):
+        y, final, _ = diagonal_ssm_op(*tensors, save, provider)
+    else:
+        y, final, _ = diagonal_ssm_direct(save, *tensors, save, provider)
     return y, final

@@ -46,19 +46,21 @@ def saved_shape(x_shape: torch.Size, a_shape: torch.Size, save: bool) -> tuple[i
 
 
 def forward(
-    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor, state: Tensor, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, final state, checkpoints."""
-    outputs = {
-        "y": x.new_empty(x.shape),
-        "last": A_bar.new_empty((*x.shape[1:], A_bar.shape[1])),
-        "checkpoints": D.new_empty(saved_shape(x.shape, A_bar.shape, save)),
-    }
-    # where the kernel's vectors are narrower than there is room for, the end stays unwritten
-    checkpoints = outputs["checkpoints"]
-    checkpoints.view(-1)[len(checkpoints) * 2 * outputs["last"].numel() :] = 0
-    _call("forward", {"x": x, "A": A_bar, "C": C_bar, "D": D, "state": state}, outputs)
-    return outputs["y"], outputs["last"], outputs["checkpoints"]
+    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor | None, state: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, final state, and checkpoints, if they are to be saved."""
+    y, last = _native.empty(x), A_bar.new_empty((*x.shape[1:], A_bar.shape[1]))
+    checkpoints = None
+    if save:
+        checkpoints = A_bar.new_empty(saved_shape(x.shape, A_bar.shape, save), dtype=A_bar.real.dtype)
+        # where the kernel's vectors are narrower than there is room for, the end stays unwritten
+        checkpoints.view(-1)[len(checkpoints) * 2 * last.numel() :] = 0
+    _call(
+        "forward",
+        _native.given(x=x, A=A_bar, C=C_bar, D=D, state=state),
+        _native.given(y=y, last=last, checkpoints=checkpoints),
+    )
+    return y, last, checkpoints
 
 
 def backward(
@@ -67,26 +69,32 @@ def backward(
     x: Tensor,
     A_bar: Tensor,
     C_bar: Tensor,
-    D: Tensor,
-    state: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, A_bar, C_bar, D and the initial state.
 
     Complex gradients follow torch's convention, dL/dRe + i dL/dIm.
     """
-    inputs = {"x": x, "A": A_bar, "C": C_bar, "D": D, "state": state, "checkpoints": checkpoints}
-    given = {"grad_y": grad_y, "grad_last": grad_state}
-    outputs = {
-        "grad_x": x.new_empty(x.shape),
-        "grad_A": A_bar.new_empty(A_bar.shape),
-        "grad_C": C_bar.new_empty(C_bar.shape),
-        "grad_D": D.new_empty(D.shape),
-        "grad_state": state.new_empty(state.shape),
-    }
-    _call("backward", inputs | {name: grad for name, grad in given.items() if grad is not None}, outputs)
-    gx, ga, gc, gd, gs = outputs.values()
-    return gx, ga, gc, gd, gs
+    grad_x, grad_A, grad_C = _native.empty(x), _native.empty(A_bar), _native.empty(C_bar)
+    grad_D = None if D is None else _native.empty(D)
+    grad_start = None if state is None else _native.empty(state)
+    _call(
+        "backward",
+        _native.given(
+            x=x,
+            A=A_bar,
+            C=C_bar,
+            D=D,
+            state=state,
+            checkpoints=checkpoints,
+            grad_y=grad_y,
+            grad_last=grad_state,
+        ),
+        _native.given(grad_x=grad_x, grad_A=grad_A, grad_C=grad_C, grad_D=grad_D, grad_state=grad_start),
+    )
+    return grad_x, grad_A, grad_C, grad_D, grad_start
 
 
 def _call(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:

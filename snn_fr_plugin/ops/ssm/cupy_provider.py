@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _cupy
+from .. import _cupy, _native
 
 MOST_PAIRS = 256  # of a channel
 
@@ -95,18 +95,17 @@ def saved_shape(x_shape: torch.Size, a_shape: torch.Size, save: bool) -> tuple[i
 
 
 def forward(
-    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor, state: Tensor, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, final state, checkpoints."""
-    inputs = {"x": x, "A": A_bar, "C": C_bar, "D": D, "state": state}
-    outputs = {
-        "y": x.new_empty(x.shape),
-        "last": A_bar.new_empty((*x.shape[1:], A_bar.shape[1])),
-        "checkpoints": D.new_empty(saved_shape(x.shape, A_bar.shape, save)),
-    }
+    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor | None, state: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, final state, and checkpoints, if they are to be saved."""
+    inputs = _native.given(x=x, A=A_bar, C=C_bar, D=D, state=state)
+    outputs = {"y": _native.empty(x), "last": A_bar.new_empty((*x.shape[1:], A_bar.shape[1]))}
+    if save:
+        shape = saved_shape(x.shape, A_bar.shape, save)
+        outputs["checkpoints"] = A_bar.new_empty(shape, dtype=A_bar.real.dtype)
     call = _Call(x, A_bar, backwards=False)
     call.launch("forward", inputs | call.entries("ends", inputs), outputs)
-    return outputs["y"], outputs["last"], outputs["checkpoints"]
+    return outputs["y"], outputs["last"], outputs.get("checkpoints")
 
 
 def backward(
@@ -115,33 +114,33 @@ def backward(
     x: Tensor,
     A_bar: Tensor,
     C_bar: Tensor,
-    D: Tensor,
-    state: Tensor,
+    D: Tensor | None,
+    state: Tensor | None,
     checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, A_bar, C_bar, D and the initial state.
 
     Complex gradients follow torch's convention, dL/dRe + i dL/dIm.
     """
-    given = {"grad_y": grad_y, "grad_last": grad_state}
-    inputs = {"x": x, "A": A_bar, "C": C_bar, "D": D, "state": state, "saved": checkpoints}
-    inputs |= {name: grad for name, grad in given.items() if grad is not None}
+    inputs = _native.given(
+        x=x, A=A_bar, C=C_bar, D=D, state=state, saved=checkpoints, grad_y=grad_y, grad_last=grad_state
+    )
     call = _Call(x, A_bar, backwards=True)
     partial = (call.layout.spans, *x.shape[1:])
-    outputs = {
-        "grad_x": x.new_empty(x.shape),
-        "grad_state": state.new_empty(state.shape),
-        "grad_A": A_bar.new_empty((*partial, A_bar.shape[1])),
-        "grad_C": A_bar.new_empty((*partial, A_bar.shape[1])),
-        "grad_D": D.new_empty(partial if D.numel() else 0),
-    }
+    outputs = _native.given(
+        grad_x=_native.empty(x),
+        grad_state=None if state is None else _native.empty(state),
+        grad_A=A_bar.new_empty((*partial, A_bar.shape[1])),
+        grad_C=A_bar.new_empty((*partial, A_bar.shape[1])),
+        grad_D=None if D is None else D.new_empty(partial),
+    )
     call.launch("backward", inputs | call.entries("starts", inputs), outputs)
     return (
         outputs["grad_x"],
         torch.view_as_complex(_over_batch(torch.view_as_real(outputs["grad_A"]))),
         torch.view_as_complex(_over_batch(torch.view_as_real(outputs["grad_C"]))),
-        _over_batch(outputs["grad_D"]) if D.numel() else torch.zeros_like(D),
-        outputs["grad_state"],
+        None if D is None else _over_batch(outputs["grad_D"]),
+        outputs.get("grad_state"),
     )
 
 

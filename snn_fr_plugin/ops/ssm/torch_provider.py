@@ -25,25 +25,24 @@ def saved_shape(x_shape: torch.Size, a_shape: torch.Size, save: bool) -> tuple[i
 
 
 def forward(
-    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor, state: Tensor, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, final state, checkpoints."""
-    checkpoints = A_bar.real.new_empty(0)
+    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor | None, state: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor, None]:
+    """y, final state, and no checkpoints."""
     if x.numel() == 0:
-        start = state.clone() if state.numel() else A_bar.new_zeros((*x.shape[1:], A_bar.shape[-1]))
-        return torch.empty_like(x, memory_format=torch.contiguous_format), start, checkpoints
+        start = state.clone() if state is not None else A_bar.new_zeros((*x.shape[1:], A_bar.shape[-1]))
+        return torch.empty_like(x, memory_format=torch.contiguous_format), start, None
     if x.shape[0] == 1:
-        return *_step(x, A_bar, C_bar, D, state), checkpoints
+        return *_step(x, A_bar, C_bar, D, state), None
     u = _channels_first(x, A_bar)
     powers = _Powers(A_bar, u.shape[-1])
     y = _convolve(u, powers.taps(C_bar))
-    if D.numel():
+    if D is not None:
         y = y + D[:, None] * u
     last = powers.poly(u.flip(-1))
-    if state.numel():
+    if state is not None:
         y = y + powers.taps(C_bar * A_bar * state)
         last = last + powers.last * A_bar * state
-    return _time_major(y, x.dtype), last, checkpoints
+    return _time_major(y, x.dtype), last, None
 
 
 def backward(
@@ -52,18 +51,19 @@ def backward(
     x: Tensor,
     A_bar: Tensor,
     C_bar: Tensor,
-    D: Tensor,
-    state: Tensor,
-    checkpoints: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    D: Tensor | None,
+    state: Tensor | None,
+    checkpoints: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, A_bar, C_bar, D and the initial state.
 
     Complex gradients follow torch's convention, dL/dRe + i dL/dIm.
     """
     grad_A, grad_C = torch.zeros_like(A_bar), torch.zeros_like(C_bar)
-    grad_D, grad_start = torch.zeros_like(D), torch.zeros_like(state)
+    grad_D = None if D is None else torch.zeros_like(D)
+    grad_start = None if state is None else torch.zeros_like(state)
     if x.numel() == 0:
-        if grad_state is not None and state.numel():
+        if grad_state is not None and state is not None:
             grad_start = grad_state.clone()
         return torch.empty_like(x, memory_format=torch.contiguous_format), grad_A, grad_C, grad_D, grad_start
 
@@ -76,10 +76,10 @@ def backward(
         grad_u = grad_u + grad_conv
         grad_C = grad_C + powers.poly(grad_taps).conj_physical()
         grad_A = grad_A + (C_bar * powers.poly_derivative(grad_taps)).conj_physical()
-        if D.numel():
+        if D is not None:
             grad_u = grad_u + D[:, None] * g
             grad_D = (g * u).sum((0, 2))
-        if state.numel():  # y += taps(C A h0)
+        if state is not None and grad_start is not None:  # y += taps(C A h0)
             grad_c = powers.poly(g).conj_physical()
             grad_start = grad_start + grad_c * (C_bar * A_bar).conj_physical()
             grad_C = grad_C + (grad_c * (A_bar * state).conj_physical()).sum(0)
@@ -88,21 +88,23 @@ def backward(
     if grad_state is not None:  # h_T = poly(x reversed) + A^T h0
         grad_u = grad_u + powers.taps(grad_state.conj_physical()).flip(-1)
         grad_A = grad_A + (grad_state * powers.poly_derivative(u.flip(-1)).conj_physical()).sum(0)
-        if state.numel():
+        if state is not None and grad_start is not None:
             grad_start = grad_start + grad_state * (powers.last * A_bar).conj_physical()
             grad_A = grad_A + (grad_state * (u.shape[-1] * powers.last * state).conj_physical()).sum(0)
     return _time_major(grad_u, x.dtype), grad_A, grad_C, grad_D, grad_start
 
 
-def _step(x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _step(
+    x: Tensor, A_bar: Tensor, C_bar: Tensor, D: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     u = x[0].to(A_bar.real.dtype)
     h = (
         A_bar * state + u[..., None]
-        if state.numel()
+        if state is not None
         else u[..., None].expand(*u.shape, A_bar.shape[-1]).to(A_bar.dtype)
     )
     y = (C_bar * h).real.sum(-1)
-    if D.numel():
+    if D is not None:
         y = y + D * u
     return y.to(x.dtype)[None], h.contiguous()
 
