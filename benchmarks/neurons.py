@@ -17,16 +17,18 @@ are left out, and the output says why.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import snntorch
 import torch
 from harness import Benchmark, inference, options, training
 from peers import FRAsCompiledLoop, FRAsFlexSN, fr, lif_node_name, old_lif_node
 from spikingjelly.activation_based import functional, neuron
-from torch import Tensor
+from torch import Tensor, nn
 
 from snn_fr_plugin import SlidingPSN
 from snn_fr_plugin.integrations.snntorch import FRLeaky
@@ -53,9 +55,15 @@ OLD_NODE = "SpikingJelly 0.0.0.0.14 LIFNode, CuPy"
 FLEX, COMPILED = "FR as a FlexSN core", "FR by torch.compile"
 
 
+@functools.cache
+def built(make: Callable[..., nn.Module], device: torch.device, **options: Any) -> Any:
+    """A module that is made once, as for training."""
+    return make(**options).to(device)
+
+
 def leaky_loop(x: Tensor, *, unbind: bool) -> Tensor:
     """snnTorch's Leaky step by step: over ``unbind`` views or, as in its tutorials, ``x[t]``."""
-    layer, mem, spikes = snntorch.Leaky(beta=0.9).to(x.device), torch.zeros_like(x[0]), []
+    layer, mem, spikes = built(snntorch.Leaky, x.device, beta=0.9), torch.zeros_like(x[0]), []
     for x_t in x.unbind(0) if unbind else (x[t] for t in range(len(x))):
         spike, mem = layer(x_t, mem)
         spikes.append(spike)
@@ -63,31 +71,36 @@ def leaky_loop(x: Tensor, *, unbind: bool) -> Tensor:
 
 
 def state_leaky(x: Tensor) -> Tensor:
-    return snntorch.StateLeaky(beta=0.9, channels=x.shape[-1]).to(x.device)(x)[0]
+    return built(snntorch.StateLeaky, x.device, beta=0.9, channels=x.shape[-1])(x)[0]
 
 
 def fr_leaky(x: Tensor, backend: str, period: int = 1) -> Tensor:
-    layer = FRLeaky(beta=0.9, refractory_period=period, multistep=True, backend=backend).to(x.device)
-    return layer(x)[0]
+    kind = {"beta": 0.9, "refractory_period": period, "multistep": True, "backend": backend}
+    return built(FRLeaky, x.device, **kind)(x)[0]
 
 
-def lif_node(x: Tensor) -> Tensor:
-    layer = neuron.LIFNode(tau=2.0, step_mode="m")
+def from_rest(layer: nn.Module, x: Tensor) -> Tensor:
+    """A node of SpikingJelly, which keeps its state for the next call."""
     spikes = layer(x)
     functional.reset_net(layer)
     return spikes
 
 
+def lif_node(x: Tensor) -> Tensor:
+    return from_rest(built(neuron.LIFNode, x.device, tau=2.0, step_mode="m"), x)
+
+
 def fr_lif_node(x: Tensor, backend: str, period: int = 1) -> Tensor:
-    return FRLIFNode(tau=2.0, step_mode="m", refractory_period=period, backend=backend)(x)
+    kind = {"tau": 2.0, "step_mode": "m", "refractory_period": period, "backend": backend}
+    return from_rest(built(FRLIFNode, x.device, **kind), x)
 
 
 def their_sliding_psn(x: Tensor) -> Tensor:
-    return neuron.SlidingPSN(k=TAPS, step_mode="m").to(x.device)(x)
+    return built(neuron.SlidingPSN, x.device, k=TAPS, step_mode="m")(x)
 
 
 def our_sliding_psn(x: Tensor, backend: str) -> Tensor:
-    return SlidingPSN(k=TAPS, backend=backend, device=x.device)(x)[0]
+    return built(SlidingPSN, x.device, k=TAPS, backend=backend)(x)[0]
 
 
 def check(x: Tensor, backend: str, peers: dict[str, Peer], node: str) -> None:

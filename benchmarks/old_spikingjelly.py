@@ -5,6 +5,8 @@ Its spikes are compared with those of ``ops.lif`` first.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 if not hasattr(np, "int"):
@@ -18,8 +20,13 @@ from torch import Tensor
 from snn_fr_plugin import ops
 
 
+@functools.cache
+def built(backend: str) -> neuron.LIFNode:
+    return neuron.LIFNode(tau=2.0, step_mode="m", backend=backend)
+
+
 def lif_node(x: Tensor) -> Tensor:
-    layer = neuron.LIFNode(tau=2.0, step_mode="m", backend="cupy" if x.is_cuda else "torch")
+    layer = built("cupy" if x.is_cuda else "torch")
     spikes = layer(x)
     functional.reset_net(layer)
     return spikes
