@@ -4,8 +4,6 @@ Memory errors, with every tensor an allocation of its own::
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --target-processes all \\
         python -m pytest -m gpu tests/test_gpu.py -k is_that_of_the_cpu
-
-Written without a GPU: it has not been run yet.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A thread takes one neuron through time. Where the neurons are too few to keep a 
 sequence are computed at once: the gate is an automaton, and what it does to a chunk can be found before the
 state is known in which the chunk begins. Both ways are exact. Nothing depends on the order in which threads
 run.
-
-The kernels are compiled by NVRTC and run through a CPU shim in the tests; they have never run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// `fixed_refractory` on CUDA. Compiled by NVRTC and run through a CPU shim in tests, never on a GPU yet.
+// `fixed_refractory` on a GPU.
 //
 // With many neurons a thread takes one of them through time (`forward`). With few, all of time is worked on at once, in
 // chunks of 32 steps, whose candidates are the bits of a word:
