@@ -148,8 +148,15 @@ MUTANTS = {
     ),
     "constants of another channel": ("place.column % a.channels * a.pairs", "0 * a.pairs", "columns.h"),
     "rows that are not there yet": (
-        "bring_in(a, place, a.x, start, count, rows);\n        __syncthreads();\n        if (SPEAKS",
-        "bring_in(a, place, a.x, start, count, rows);\n        if (SPEAKS",
+        "end), ahead);\n        __syncthreads();\n        if (SPEAKS",
+        "end), ahead);\n        if (SPEAKS",
+    ),
+    "the same rows again": ("send_for(a, place, a.x, start + BLOCK,", "send_for(a, place, a.x, start,"),
+    "the same rows again, backward": ("send(start - BLOCK);", "send(start);"),
+    "rows that nobody sent for": (
+        "t = first + AHEAD * apart",
+        "t = first + (AHEAD + 1) * apart",
+        "columns.h",
     ),
     "sums that are not there yet": (
         "place.lane, count);\n        __syncthreads();\n        if (!SPEAKS)",
@@ -217,20 +224,23 @@ def test_mutants_are_noticed(what: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cupy_provider, "_SOURCE", source)
     monkeypatch.setattr(cupy_provider, "_SHORT_SPAN", 128)
     double = what == "sums that wait are lost"  # in double alone
+    pairs = (
+        2 if what == "rows that nobody sent for" else 70
+    )  # by threads that bring in more than they can hold
     with pytest.raises(AssertionError):
-        _catch(double, monkeypatch)
+        _catch(double, pairs, monkeypatch)
 
 
-def _catch(double: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All paths with one compilation: two slices, spans of two blocks and a shorter one, long memory."""
-    compare(make_system((331, 1, 5), 70, torch.float64 if double else torch.float32), "cupy")
+def _catch(double: bool, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All paths with one compilation: of 70 pairs two slices, spans of two blocks and a shorter one, long memory."""
+    compare(make_system((331, 1, 5), pairs, torch.float64 if double else torch.float32), "cupy")
     if not double:
         monkeypatch.setattr(cupy_provider, "_FULL", 0)
-        compare(make_system((2048, 1, 1), 70, torch.float32, radius=1.0), "cupy")
+        compare(make_system((2048, 1, 1), pairs, torch.float32, radius=1.0), "cupy")
 
 
 def test_what_is_right_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the mutants are put through, without one."""
     monkeypatch.setattr(cupy_provider, "_SHORT_SPAN", 128)
-    for double in (True, False):
-        _catch(double, monkeypatch)
+    for double, pairs in ((True, 70), (False, 70), (False, 2)):
+        _catch(double, pairs, monkeypatch)

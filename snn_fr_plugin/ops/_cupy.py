@@ -4,8 +4,8 @@ CuPy's own compiler appends ``-ftz=true`` to what it is given, which flips bits;
 with our options, and loaded as machine code, from the cache of ``_cache.py`` where possible. CuPy then starts
 the kernels. Memory is torch's, all of it.
 
-The compilation is tested without a GPU, the kernels on a CPU (``tests/cuda_on_cpu.py``), all of it on a GPU by
-``pytest -m gpu``.
+The compilation is tested without a GPU, the kernels on a CPU (``tests/cuda_on_cpu.py``), and all of it on a
+GPU by ``pytest -m gpu``.
 """
 
 from __future__ import annotations

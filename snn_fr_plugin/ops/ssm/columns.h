@@ -144,14 +144,35 @@ SNN_FR_INLINE void tabulate_all(const Arguments& a, const Place& place, const Sh
 
 // ---- rows in shared memory: [column][step], with step 0 the first of the block
 
-SNN_FR_INLINE void bring_in(const Arguments& a, const Place& place, const io* from, index start, int count, real* rows)
+// Rows of a block on their way from memory to there, in registers: those of a thread, or as many as it can spare.
+constexpr int SPARED = sizeof(real) == 4 ? 4 : 2;
+constexpr int AHEAD = BLOCK / LANES_EACH < SPARED ? BLOCK / LANES_EACH : SPARED;
+typedef io Ahead[AHEAD];
+
+SNN_FR_INLINE void send_for(const Arguments& a, const Place& place, const io* from, index start, int count, Ahead& ahead)
+{
+    if (!from || !place.carries) return;
+    from += start * a.columns + place.first + place.carried;
+    const int apart = int(blockDim.x) >> place.shift, first = threadIdx.x >> place.shift;
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k)
+        if (first + k * apart < count) ahead[k] = read_once(from + (first + k * apart) * a.columns);
+}
+
+// Rows that have been sent for, and the others.
+SNN_FR_INLINE void bring_in(const Arguments& a, const Place& place, const io* from, index start, int count,
+                            const Ahead& ahead, real* rows)
 {
     if (!from) return;
     from += start * a.columns + place.first + place.carried;
-    const int apart = int(blockDim.x) >> place.shift;
+    rows += place.carried * STRIDE;
+    const int apart = int(blockDim.x) >> place.shift, first = threadIdx.x >> place.shift;
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k)
+        if (first + k * apart < count) rows[first + k * apart] = place.carries ? widen(ahead[k]) : real(0);
 #pragma unroll 4
-    for (int t = threadIdx.x >> place.shift; t < count; t += apart)
-        rows[place.carried * STRIDE + t] = place.carries ? widen(read_once(from + t * a.columns)) : real(0);
+    for (int t = first + AHEAD * apart; t < count; t += apart)
+        rows[t] = place.carries ? widen(read_once(from + t * a.columns)) : real(0);
 }
 
 struct alignas(16) Quad {

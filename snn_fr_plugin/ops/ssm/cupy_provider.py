@@ -4,8 +4,6 @@ A group of threads shares the complex pairs of a column (a channel of a batch en
 before every 64th step; backward replays each block of 64 steps from there, so no tensor [T, N, H, n] exists.
 Where columns are few, spans of time are computed at once, and joined by a scan over the spans. The gradients
 of a channel are summed in one order: nothing depends on the order in which threads run.
-
-The kernels are compiled by NVRTC and run through a CPU shim in the tests; they have never run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@
 //     scan      from these the true ones, span after span
 //     forward, backward    each span from there
 //
-// Nothing depends on the order in which blocks run. Compiled for GPUs, and run on a CPU (tests/cuda_shim.h); not yet run
-// on a GPU.
+// Nothing depends on the order in which blocks run.
 #include "columns.h"
 
 namespace snn_fr {
@@ -78,10 +77,13 @@ SNN_FR_INLINE void forward(const Arguments& a, real* memory)
     Complex h[PAIRS];
 #pragma unroll
     for (int p = 0; p < PAIRS; ++p) h[p] = SPEAKS || span == 0 ? entry(a, place, a.state, span, p) : Complex{};
+    Ahead ahead;
+    send_for(a, place, a.x, span * a.span, steps_from(span * a.span, end), ahead);
 #pragma unroll 1
     for (index start = span * a.span; start < end; start += BLOCK) {
         const int count = steps_from(start, end);
-        bring_in(a, place, a.x, start, count, rows);
+        bring_in(a, place, a.x, start, count, ahead, rows);
+        if (start + BLOCK < end) send_for(a, place, a.x, start + BLOCK, steps_from(start + BLOCK, end), ahead);
         __syncthreads();
         if (SPEAKS && start > 0)
 #pragma unroll
@@ -259,21 +261,28 @@ SNN_FR_INLINE void backward(const Arguments& a, real* memory)
     const real *const x = rows + offset, *const cotangents = given + offset;
     real* const grads_here = grads + place.row * STRIDE;
     const index blocks = (end - begin + BLOCK - 1) / BLOCK;
+    Ahead x_ahead, given_ahead;
+    const auto send = [&](index start) {
+        if (LEARNS) send_for(a, place, a.x, start, steps_from(start, end), x_ahead);
+        send_for(a, place, a.grad_y, start, steps_from(start, end), given_ahead);
+    };
+    if (blocks > 0) send(begin + (blocks - 1) * BLOCK);
 #pragma unroll 1
     for (index start = begin + (blocks - 1) * BLOCK; start >= begin; start -= BLOCK) {
         const int count = steps_from(start, end), groups = count / GROUP;
-        if (LEARNS) bring_in(a, place, a.x, start, count, rows);
-        bring_in(a, place, a.grad_y, start, count, given);
-        __syncthreads();
-        if (LEARNS) {
-            Complex h[PAIRS];
+        Complex h[PAIRS] = {};
+        if (LEARNS)
 #pragma unroll
             for (int p = 0; p < PAIRS; ++p) {
-                h[p] = {};
                 if (p >= place.mine) continue;
                 const index at = place.at(a, p);
                 h[p] = start > 0 ? load(a.saved, (start / BLOCK - 1) * a.columns * a.pairs + at) : load(a.state, at);
             }
+        if (LEARNS) bring_in(a, place, a.x, start, count, x_ahead, rows);
+        bring_in(a, place, a.grad_y, start, count, given_ahead, given);
+        if (start > begin) send(start - BLOCK);
+        __syncthreads();
+        if (LEARNS) {
             Complex* slot = slots;
 #pragma unroll 1
             for (int t = 0; t < groups * GROUP; t += GROUP, slot += PAIRS * blockDim.x)
