@@ -224,15 +224,13 @@ def test_mutants_are_noticed(what: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cupy_provider, "_SOURCE", source)
     monkeypatch.setattr(cupy_provider, "_SHORT_SPAN", 128)
     double = what == "sums that wait are lost"  # in double alone
-    pairs = (
-        2 if what == "rows that nobody sent for" else 70
-    )  # by threads that bring in more than they can hold
+    pairs = 2 if what == "rows that nobody sent for" else 70  # its threads hold few of what they bring in
     with pytest.raises(AssertionError):
         _catch(double, pairs, monkeypatch)
 
 
 def _catch(double: bool, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All paths with one compilation: of 70 pairs two slices, spans of two blocks and a shorter one, long memory."""
+    """All paths with one compilation: slices, spans of two blocks and a shorter one, long memory."""
     compare(make_system((331, 1, 5), pairs, torch.float64 if double else torch.float32), "cupy")
     if not double:
         monkeypatch.setattr(cupy_provider, "_FULL", 0)
