@@ -1,13 +1,14 @@
 """The way past torch's dispatcher, for calls in which nobody is there to be told of an operator.
 
 Most of a short call through ``torch.library.custom_op`` is the dispatcher's and the wrappers' around it. They
-are there for whoever watches operators: tracers, transforms, modes, tensors of other types, the profiler. A
-call that nobody watches goes to the provider straight, through one ``torch.autograd.Function`` if gradients
-are wanted. Both ways run the same code of the provider, with the same rules for autograd.
+are there for whoever watches operators: tracers, transforms, modes, tensors of other types. A call that
+nobody watches goes to the provider straight, through one ``torch.autograd.Function`` if gradients are wanted.
+Both ways run the same code of the provider, with the same rules for autograd, and have one name in profiles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch.autograd import profiler
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-__all__ = ["below_autograd", "direct", "or_empty", "or_zeros", "watched"]
+__all__ = ["as_operator", "direct", "or_empty", "or_zeros", "watched"]
 
 # Private names of torch, which are the same from 2.6 on; a release without one of them takes the operators.
 _NAMES = (
@@ -38,7 +39,6 @@ def watched(*tensors: Tensor | None) -> bool:
     if (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-        or profiler._is_profiler_enabled
         or torch.jit.is_tracing()
     ):
         return True
@@ -59,9 +59,15 @@ def _special(tensor: Tensor) -> bool:
     )
 
 
-def below_autograd() -> Any:
-    """A context as that of a custom operator's code: what is computed has no history."""
-    return torch._C._AutoDispatchBelowAutograd()
+def as_operator(name: str) -> Any:
+    """A context as that of a custom operator's code: no history, and its name in profiles."""
+    without_history = torch._C._AutoDispatchBelowAutograd()
+    if not profiler._is_profiler_enabled:
+        return without_history
+    contexts = contextlib.ExitStack()
+    contexts.enter_context(profiler.record_function(f"snn_fr::{name}"))
+    contexts.enter_context(without_history)
+    return contexts
 
 
 def direct(
@@ -77,7 +83,7 @@ def direct(
     """
 
     def without_graph(*inputs: Any) -> tuple[Any, ...]:
-        with below_autograd():
+        with as_operator(name):
             return forward(*inputs)
 
     # in the form that has no ``setup_context``, with which a call takes four times as long
@@ -88,7 +94,7 @@ def direct(
 
     methods = {"forward": staticmethod(forward_in), "backward": staticmethod(backward)}
     function: Any = types.new_class(
-        name, (torch.autograd.Function,), exec_body=lambda body: body.update(methods)
+        f"snn_fr_{name}", (torch.autograd.Function,), exec_body=lambda body: body.update(methods)
     )
     return lambda graph, *inputs: (function.apply if graph else without_graph)(*inputs)
 

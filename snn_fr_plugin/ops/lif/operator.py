@@ -190,10 +190,10 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gx, gv0, *zeros_too = lif_backward_op(*given, ctx.call.text, *need)
         parameters = [grad if needed else None for grad, needed in zip(zeros_too, need, strict=True)]
     else:
-        with _eager.below_autograd():
+        with _eager.as_operator("lif_backward"):
             gx, gv0, *parameters = _gradients(*given, ctx.call, *need)
     return gx, gv0, None, *parameters, None
 
 
 lif_op.register_autograd(_backward, setup_context=_setup_context)
-lif_direct = _eager.direct("snn_fr_lif", _forward, _setup_context, _backward)
+lif_direct = _eager.direct("lif", _forward, _setup_context, _backward)

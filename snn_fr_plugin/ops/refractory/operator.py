@@ -99,10 +99,10 @@ def _backward(ctx: Any, grad_spikes: Tensor | None, *unused: Any) -> tuple[Any, 
     if torch.is_grad_enabled() or _eager.watched(*given[:4]):
         grad_drive, grad_threshold = fixed_refractory_backward_op(*given)
     else:
-        with _eager.below_autograd():
+        with _eager.as_operator("fixed_refractory_backward"):
             grad_drive, grad_threshold = _gradients(*given)
     return grad_drive, grad_threshold if need_threshold else None, *([None] * 7)
 
 
 fixed_refractory_op.register_autograd(_backward, setup_context=_setup_context)
-fixed_refractory_direct = _eager.direct("snn_fr_fixed_refractory", _forward, _setup_context, _backward)
+fixed_refractory_direct = _eager.direct("fixed_refractory", _forward, _setup_context, _backward)

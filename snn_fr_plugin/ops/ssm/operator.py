@@ -120,7 +120,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, *unuse
     if torch.is_grad_enabled() or _eager.watched(*given):
         grads = diagonal_ssm_backward_op(*given, ctx.provider)
     else:
-        with _eager.below_autograd():
+        with _eager.as_operator("diagonal_ssm_backward"):
             grads = _gradients(*given, ctx.provider)
     *_, D, state, _ = ctx.saved_tensors
     *always, grad_D, grad_start = grads
@@ -128,4 +128,4 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, *unuse
 
 
 diagonal_ssm_op.register_autograd(_backward, setup_context=_setup_context)
-diagonal_ssm_direct = _eager.direct("snn_fr_diagonal_ssm", _forward, _setup_context, _backward)
+diagonal_ssm_direct = _eager.direct("diagonal_ssm", _forward, _setup_context, _backward)
