@@ -204,9 +204,10 @@ def test_halves_that_do_not_lie_in_pairs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_constants_that_two_files_share() -> None:
-    headers = {name: cupy_provider._SOURCES["forward"].with_name(name) for name in ("cells.h", "arguments.h")}
-    assert f"THREADS = {cupy_provider._THREADS};" in re.sub(" +", " ", headers["cells.h"].read_text())
-    assert f"CHUNK = {compiled.CHUNK};" in headers["arguments.h"].read_text()
+    folder = cupy_provider._SOURCES["forward"].parent
+    threads = f"THREADS = {cupy_provider._THREADS};"
+    assert threads in re.sub(" +", " ", (folder / "neurons.h").read_text())
+    assert f"CHUNK = {compiled.CHUNK};" in (folder / "arguments.h").read_text()
 
 
 # ---- mutants: each must be noticed by the comparison above
@@ -215,7 +216,7 @@ def test_constants_that_two_files_share() -> None:
 MUTANTS = {
     "neurons beyond the last": ("forward.cu", "    if (i >= a.neurons) return;\n    Cells", "    Cells"),
     "steps beyond the last": ("forward.cu", "if (t + j < a.steps) fire", "fire"),
-    "reads beyond the last step": ("cells.h", "j < rows ?", "rows >= 0 ?"),
+    "reads beyond the last step": ("neurons.h", "j < rows ?", "rows >= 0 ?"),
     "the same group again": ("forward.cu", "x + (t + AHEAD) * a.neurons", "x + t * a.neurons"),
     "another group's slot": (
         "forward.cu",

@@ -2,7 +2,7 @@
 // from its checkpoint, with slopes in shared memory, where a thread has a column to itself, and run in reverse. No
 // thread waits for another. The next tile of rows is on its way while one is computed. (Two neurons a thread, in half
 // precision, were slower; so was a ring of groups as in forward.cu: what waits for shared memory waits for rows too.)
-#include "cells.h"
+#include "neurons.h"
 
 namespace snn_fr {
 

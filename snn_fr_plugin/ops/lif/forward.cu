@@ -1,11 +1,32 @@
 // `lif` on a GPU: a thread takes SNN_FR_LANES neurons through time, none waits for another. Rows are read in groups, of
 // which several are on their way while one is computed: a ring in registers. Steps that make no whole group come a few
 // at a time. The state is written every CHUNK steps, for the backward.
-#include "cells.h"
+#include "neurons.h"
 
 namespace snn_fr {
 
 constexpr int AHEAD = sizeof(real) == 8 ? 8 : RESET == ZERO_LATER ? 16 : 32;  // rows in the ring, as registers allow
+
+// The neurons of a thread and their state.
+struct Cells {
+    Rules<real> rules;
+    Neuron<real> cell[LANES];
+    real v[LANES];
+    int left[LANES];
+};
+
+SNN_FR_INLINE Cells cells(const Arguments& a, index i)
+{
+    Cells c;
+    c.rules = rules_of(a);
+#pragma unroll
+    for (int l = 0; l < LANES; ++l) {
+        c.cell[l] = neuron(a, c.rules, i + l);
+        c.v[l] = a.v0[i + l];
+        c.left[l] = a.refractory0[i + l];
+    }
+    return c;
+}
 
 // What is written beside the spikes, and the state at its checkpoints: nothing; the membrane v; or everything that is
 // asked for. Where an input can be ignored, all of it is in the last.

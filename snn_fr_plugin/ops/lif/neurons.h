@@ -1,6 +1,6 @@
-// What forward.cu and backward.cu share: the neurons of a thread, tiles of rows, and checkpoints of the state.
-#ifndef SNN_FR_LIF_CELLS_H
-#define SNN_FR_LIF_CELLS_H
+// What forward.cu and backward.cu share: neurons, tiles of rows, and checkpoints of the state.
+#ifndef SNN_FR_LIF_NEURONS_H
+#define SNN_FR_LIF_NEURONS_H
 
 #include "../device.h"
 #include "arguments.h"
@@ -26,27 +26,6 @@ SNN_FR_INLINE Neuron<real> neuron(const Arguments& a, const Rules<real>& rules, 
 {
     const real decay = a.decay[i * a.decay_stride], threshold = a.threshold[i * a.threshold_stride];
     return {decay, 1 / decay, threshold, a.magnitude[i * a.magnitude_stride], spared(threshold, rules)};
-}
-
-// The neurons of a thread and their state.
-struct Cells {
-    Rules<real> rules;
-    Neuron<real> cell[LANES];
-    real v[LANES];
-    int left[LANES];
-};
-
-SNN_FR_INLINE Cells cells(const Arguments& a, index i)
-{
-    Cells c;
-    c.rules = rules_of(a);
-#pragma unroll
-    for (int l = 0; l < LANES; ++l) {
-        c.cell[l] = neuron(a, c.rules, i + l);
-        c.v[l] = a.v0[i + l];
-        c.left[l] = a.refractory0[i + l];
-    }
-    return c;
 }
 
 // N rows; those from `rows` on are zeros.
