@@ -74,10 +74,9 @@ def _kernels(source: Path) -> set[str]:
 def _inexact(ptx: str) -> list[str]:
     """Operations that contract, flush or approximate, but for the quotients of slopes in a backward."""
     found = []
-    for kernel in ptx.split(".entry ")[1:]:
-        name = kernel.partition("(")[0]
-        instructions = _INEXACT.findall(kernel)
-        found += [f"{name}: {i}" for i in instructions if i != _QUOTIENT or "backward" not in name]
+    for part in ptx.split(".entry "):
+        backward = re.match(r"snn_fr_\w+_backward", part)
+        found += [i for i in _INEXACT.findall(part) if i != _QUOTIENT or not backward]
     return found
 
 

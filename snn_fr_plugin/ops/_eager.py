@@ -19,7 +19,7 @@ from torch.autograd import profiler
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-__all__ = ["as_operator", "direct", "or_empty", "or_zeros", "watched"]
+__all__ = ["as_operator", "direct", "or_empty", "or_zeros", "wants_graph", "watched"]
 
 # Private names of torch, which are the same from 2.6 on; a release without one of them takes the operators.
 _NAMES = (
@@ -57,6 +57,11 @@ def _special(tensor: Tensor) -> bool:
         or tensor.is_neg()
         or tensor.is_conj()
     )
+
+
+def wants_graph(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def as_operator(name: str) -> Any:

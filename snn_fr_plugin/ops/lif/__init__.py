@@ -181,7 +181,7 @@ def lif(
 
     # where no reset follows the spike in its own step, the membrane v_t is the charged one, h_t
     tensors = (x, v, refractory, decay, threshold, magnitude)
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    save = _eager.wants_graph(*tensors)
     mode = Mode(
         charge, reset, refractory_period, float(v_reset), reset_delay, refractory_input == "ignore",
         inclusive, detach_reset, gated, surrogate.kind if isinstance(surrogate, Surrogate) else EXTERNAL,

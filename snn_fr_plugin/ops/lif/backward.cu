@@ -82,13 +82,13 @@ struct Reverse {
     }
 
     // Steps first, first + 1, ... of the chunk; those from `count` on are none.
-    template <int N, bool ALL>
+    template <int N>
     __device__ __forceinline__ void replay(const io* x, int first, int count = N)
     {
         real distance[N] = {};
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            if (!ALL && j >= count) break;
+            if (j >= count) break;
             const unsigned int here = 1u << (first + j);
             const Step<real> step = advance<CHARGE, RESET>(widen(x[j]), cell, rules, v, left);
             open |= step.open ? here : 0;
@@ -154,7 +154,7 @@ SNN_FR_INLINE void backward(const Arguments& a, Rows& slope, Rows& h, Rows& from
         for (int g = 0; g < rest; g += FEW) {
             io now[FEW];
             fetch(now, a.x + here + g * a.neurons, a.neurons, rest - g);
-            r.template replay<FEW, false>(now, g, rest - g);
+            r.template replay<FEW>(now, g, rest - g);
         }
         if (start > 0) fetch(next, a.x + here - CHUNK * a.neurons, a.neurons);
 #pragma unroll 1
@@ -179,7 +179,7 @@ SNN_FR_INLINE void backward(const Arguments& a, Rows& slope, Rows& h, Rows& from
             else  // the last cotangents come after the last inputs
                 fetch_given<FULL>(a, next, here + g * a.neurons);
 #pragma unroll
-            for (int j = 0; j < TILE; j += GROUP) r.template replay<GROUP, true>(now + j, g + j);
+            for (int j = 0; j < TILE; j += GROUP) r.template replay<GROUP>(now + j, g + j);
         }
 #pragma unroll 1
         for (int g = CHUNK - TILE; g >= 0; g -= TILE) {

@@ -128,18 +128,20 @@ def backward(
     needed = {"decay": need_decay, "threshold": need_threshold, "magnitude": need_magnitude}
     outputs = {"grad_x": _native.empty(x), "grad_v0": _native.empty(v0)}
     per_neuron = {name: _native.empty(v0) for name in parameters if needed[name]}
-    cotangents = {
-        "grad_spikes": grad_spikes,
-        "grad_membrane": grad_membrane,
-        "grad_charged": grad_charged,
-        "grad_v": grad_v,
-    }
     _call(
         run,
         "backward",
         mode,
-        {"x": x, "v0": v0, "refractory0": refractory0, "checkpoints": checkpoints}
-        | {name: given for name, given in cotangents.items() if given is not None},
+        _native.given(
+            x=x,
+            v0=v0,
+            refractory0=refractory0,
+            checkpoints=checkpoints,
+            grad_spikes=grad_spikes,
+            grad_membrane=grad_membrane,
+            grad_charged=grad_charged,
+            grad_v=grad_v,
+        ),
         parameters,
         outputs | {f"grad_{name}": grad for name, grad in per_neuron.items()},
     )

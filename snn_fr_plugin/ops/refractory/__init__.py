@@ -105,7 +105,7 @@ def fixed_refractory(
     if _eager.watched(*tensors):
         spikes, is_open, state = fixed_refractory_op(*tensors, *rules)
     else:
-        graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        graph = _eager.wants_graph(*tensors)
         spikes, is_open, state = fixed_refractory_direct(graph, *tensors, *rules)
     if not isinstance(surrogate, Surrogate):
         spikes = (surrogate(drive.to(threshold.dtype) - threshold) * is_open).to(drive.dtype)

@@ -91,7 +91,7 @@ def diagonal_ssm(
     if state is not None:
         check_state("state", state, (*x.shape[1:], A_bar.shape[1]), _COMPLEX[dtype], x.device)
     tensors = (x, A_bar, C_bar, D, state)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    save = _eager.wants_graph(*tensors)
     if _eager.watched(*tensors):
         y, final, _ = diagonal_ssm_op(*tensors, save, provider)
     else:
