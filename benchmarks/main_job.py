@@ -2,9 +2,9 @@
 
     python benchmarks/main_job.py --json benchmarks/results/main_job.json
 
-Trains the networks of ``examples/sequential_digits.py`` on its data with its batch size and, as it does, on
-one thread. Epochs of the providers alternate; medians are reported. The time in the operators is that of
-``snn_fr::*`` in the profiles of as many more epochs, so Python outside of them is not in it.
+Trains the networks of ``examples/sequential_digits.py`` on its data with its optimizer and batch size and,
+as it does, on one thread. Epochs of the providers alternate; medians are reported. The time in the operators
+is that of ``snn_fr::*`` in the profiles of as many more epochs, so Python outside of them is not in it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
         for backend in backends:
             torch.manual_seed(0)
             network = models.build(name, models.FRAMEWORKS["snntorch"](PERIOD, backend)).train()
-            optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+            optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
             runs[backend] = lambda n=network, o=optimizer: epoch(n, o, train)
         seconds: dict[str, list[float]] = {backend: [] for backend in backends}
         inside: dict[str, list[float]] = {backend: [] for backend in backends}

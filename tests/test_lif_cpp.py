@@ -403,6 +403,35 @@ def test_gradients_of_parameters_from_spikes_alone(charge: str, ignore: str) -> 
             assert_close(got, expected, f"{mode} {shape}")
 
 
+@pytest.mark.parametrize("shape", [(150,), (3, 150), (1, 150), (3, 1), (2, 1, 1), (1, 1, 1)])
+def test_gradients_of_parameters_that_neurons_share(shape: tuple[int, ...]) -> None:
+    """As if every neuron had its own, summed over those that share one; also from every second place."""
+    x = torch.randn(9, 2, 3, 150, dtype=torch.float64) + 0.4
+    shared = [
+        torch.empty(*shape[:-1], 2 * shape[-1], dtype=torch.float64)
+        .uniform_(*span)[..., ::2]
+        .requires_grad_()
+        for span in ((0.6, 0.95), (0.6, 1.1), (0.5, 1.0))
+    ]
+    own = [parameter.detach().expand(x.shape[1:]).clone().requires_grad_() for parameter in shared]
+    cotangent, results = torch.randn_like(x), []
+    for beta, threshold, magnitude in (shared, own):
+        spikes, _, _ = lif(
+            x,
+            beta,
+            threshold,
+            reset="subtract",
+            reset_magnitude=magnitude,
+            refractory_period=1,
+            backend="cpp",
+        )
+        results.append((spikes, *torch.autograd.grad(spikes, (beta, threshold, magnitude), cotangent)))
+    assert_some_spikes(spikes)
+    assert torch.equal(results[0][0], results[1][0])
+    for got, each in zip(results[0][1:], results[1][1:], strict=True):
+        assert_close(got, each.sum_to_size(shape), str(shape))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_gradients_in_lower_precision(dtype: torch.dtype) -> None:
     for mode in MODES[::5]:
@@ -499,11 +528,10 @@ def test_shared_parameters_do_not_depend_on_the_thread_count() -> None:
 def test_the_kernel_is_given_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     given_threads = []
 
-    class Library:
-        def snn_fr_lif_forward(self, arguments: Any) -> None:
-            given_threads.append(arguments._obj.threads)
+    def kernel(arguments: Any) -> None:
+        given_threads.append(arguments._obj.threads)
 
-    monkeypatch.setattr(_compile, "load", lambda *args: Library())
+    monkeypatch.setattr(cpp_provider, "_kernel", lambda *args: kernel)
     for threads in (1, 3):
         torch.set_num_threads(threads)
         lif(torch.zeros(2, 3), beta=0.9, backend="cpp")

@@ -108,7 +108,7 @@ class Run:
         self.device = digits.train.x.device
         self.network = make().to(self.device)
         self.optimizer = torch.optim.AdamW(
-            param_groups(self.network, settings.lr, ssm_lr=settings.lr, weight_decay=0.01)
+            param_groups(self.network, settings.lr, ssm_lr=settings.lr, weight_decay=0.01), fused=True
         )
         batches = math.ceil(len(digits.train.y) / settings.batch_size)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

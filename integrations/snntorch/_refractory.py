@@ -52,10 +52,10 @@ _DEFAULTS = {
 class Start(NamedTuple):
     """Where a call begins."""
 
-    states: dict[str, Tensor]  # by name, each of the shape of one step
-    refractory: Tensor | None  # int32 steps left, None for R = 0
+    states: dict[str, Tensor]  # by name, each of the shape of one step; empty at rest
+    refractory: Tensor | None  # int32 steps left, None at rest and for R = 0
     dtype: torch.dtype  # of the computation: float32 or float64
-    at_rest: bool  # every state is zero
+    at_rest: bool  # a sequence that begins with zeros, which nobody has made yet
 
 
 class Result(NamedTuple):
@@ -270,20 +270,24 @@ class RefractoryMixin(snn.SpikingNeuron):
         elementwise = [*kept.values(), *(getattr(self, name) for name in self._constants)]
         if any(t.dtype == torch.float64 and t.dim() > 0 for t in elementwise):
             dtype = torch.float64
+        start = Start(kept, None, dtype, at_rest=self.multistep and not kept)
+        return start if start.at_rest else self._filled(start, shape, input_)
+
+    def _filled(self, start: Start, shape: torch.Size, input_: Tensor) -> Start:
+        """``start`` with every state, zeros for those that it lacks, and the counter."""
         states = {}
         for name in self._states:
-            wanted = input_.dtype if name == "spk" else dtype
-            if name in kept:
-                states[name] = kept[name].to(wanted)
+            wanted = input_.dtype if name == "spk" else start.dtype
+            if name in start.states:
+                states[name] = start.states[name].to(wanted)
             else:
                 states[name] = torch.zeros(shape, dtype=wanted, device=input_.device)
-
         refractory = None
         if self.refractory_period > 0:
-            refractory = self._counter_of(kept["mem"]) if "mem" in kept else None
+            refractory = self._counter_of(start.states["mem"]) if "mem" in start.states else None
             if refractory is None:
                 refractory = torch.zeros(shape, dtype=torch.int32, device=input_.device)
-        return Start(states, refractory, dtype, at_rest=not kept)
+        return Start(states, refractory, start.dtype, at_rest=False)
 
     def _advance(self, input_: Tensor, start: Start) -> tuple[Tensor, Tensor | None]:
         """One step by the parent's forward: spikes and counter; the new states are on the module."""
@@ -306,29 +310,32 @@ class RefractoryMixin(snn.SpikingNeuron):
                     f"step by step, got {self.backend!r}"
                 )
             result = self._loop(input_, start)
+            spikes = result.spikes
         else:
-            result = result._replace(spikes=self._graded(result.spikes).to(input_.dtype))
+            spikes = self._graded(result.spikes, input_.dtype)
         if self.init_hidden:
             for name, state in result.final.items():
                 setattr(self, name, state)
             self._handed = None if result.refractory is None else (self.mem, result.refractory)
         elif result.refractory is not None and len(input_) and not torch.compiler.is_compiling():
             self._counters.bind_last(result.states["mem"], result.refractory)
-        return result.spikes, result.states
+        return spikes, result.states
 
-    def _graded(self, spikes: Tensor) -> Tensor:
-        """``spikes * graded_spikes_factor``, without the product, which takes longer than the fused sequence,
-        where the factor is the constant 1 and can be read at no cost: on the CPU.
+    def _graded(self, spikes: Tensor, dtype: torch.dtype) -> Tensor:
+        """``spikes * graded_spikes_factor`` in ``dtype``. The product, which takes longer than the fused
+        sequence, is left out where the factor is the constant 1 and can be read at no cost: on the CPU.
         """
         factor = self.graded_spikes_factor
         readable = factor.is_cpu and factor.numel() == 1 and not torch.compiler.is_compiling()
-        if readable and not factor.requires_grad and factor.item() == 1:
-            return spikes
-        return spikes * factor
+        if not (readable and not factor.requires_grad and factor.item() == 1):
+            spikes = spikes * factor
+        return spikes.to(dtype)
 
     def _loop(self, input_: Tensor, start: Start) -> Result:
         """The sequence step by step; the module's own states are left as they were."""
         own = self._own_states()
+        if start.at_rest:
+            start = self._filled(start, input_.shape[1:], input_)
         spikes: list[Tensor] = []
         states: dict[str, list[Tensor]] = {name: [] for name in self._states}
         try:
@@ -377,9 +384,6 @@ class RefractoryMixin(snn.SpikingNeuron):
 
     def _lif(self, current: Tensor, decay: Tensor, start: Start) -> tuple[Tensor, Tensor, LIFState] | None:
         """Charge ``decay * mem + current``, reset and firing; ``None`` if ``spike_grad`` is no step."""
-        refractory = start.refractory
-        if refractory is None and not start.at_rest:
-            refractory = torch.zeros_like(start.states["mem"], dtype=torch.int32)
         threshold = floating(self.threshold)
         spikes, mem, final = lif(
             _widened(current, start.dtype),
@@ -391,7 +395,7 @@ class RefractoryMixin(snn.SpikingNeuron):
             refractory_input=self.refractory_input,  # type: ignore[arg-type]
             inclusive=False,
             surrogate=self.spike_grad,
-            state=None if refractory is None else LIFState(start.states["mem"], refractory),
+            state=self._lif_state("mem", start, start.refractory),
             return_membrane=True,
             backend=self.backend,
         )
@@ -418,18 +422,26 @@ class RefractoryMixin(snn.SpikingNeuron):
 
     def _current(self, name: str, input_: Tensor, decay: Tensor, start: Start) -> tuple[Tensor, Tensor]:
         """The synaptic current ``decay * current + input_`` [T, B, *], and its last value."""
-        state = start.states[name]
-        before = None if start.at_rest else LIFState(state, torch.zeros_like(state, dtype=torch.int32))
         _, current, final = lif(
             _widened(input_, start.dtype),
             decay,
             reset="none",
-            state=before,
+            state=self._lif_state(name, start),
             return_membrane=True,
             backend=self.backend,
         )
         assert current is not None
         return current, final.v
+
+    @staticmethod
+    def _lif_state(name: str, start: Start, refractory: Tensor | None = None) -> LIFState | None:
+        """Where the operator begins with the state of that name; without ``refractory`` its gate is open."""
+        if start.at_rest:
+            return None
+        state = start.states[name]
+        if refractory is None:
+            refractory = torch.zeros_like(state, dtype=torch.int32)
+        return LIFState(state, refractory)
 
     # Where the counters are.
 

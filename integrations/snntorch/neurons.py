@@ -246,15 +246,12 @@ class FRAlpha(RefractoryMixin, snn.Alpha):
         )
         if not self._fires_as_counted(spikes, mem, start):
             return None
+        last = mem[-1].clone() if len(mem) else start.states.get("mem", mem.new_zeros(mem.shape[1:]))
         return Result(
             spikes,
             {"syn_exc": exc, "syn_inh": inh, "mem": mem},
-            {
-                "syn_exc": exc_last,
-                "syn_inh": inh_last,
-                "mem": mem[-1].clone() if len(mem) else start.states["mem"],
-            },
-            None if start.refractory is None else refractory,
+            {"syn_exc": exc_last, "syn_inh": inh_last, "mem": last},
+            refractory if self.refractory_period > 0 else None,
         )
 
 

@@ -46,22 +46,24 @@ def watched(*tensors: Tensor | None) -> bool:
     for i in range(torch._C._len_torch_function_stack()):
         if type(torch._C._get_function_stack_at(i)) is not DeviceContext:
             return True
-    return any(tensor is not None and _special(tensor) for tensor in tensors)
-
-
-def _special(tensor: Tensor) -> bool:
-    """Whether the dispatcher has something to do with it: another type, no memory, a sign not yet applied."""
-    return (
-        (type(tensor) is not Tensor and type(tensor) is not Parameter)
-        or tensor.is_meta
-        or tensor.is_neg()
-        or tensor.is_conj()
-    )
+    # what is special about a tensor to the dispatcher: another type, no memory, a sign not yet applied
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return True
+        if tensor.is_meta or tensor.is_neg() or tensor.is_conj():
+            return True
+    return False
 
 
 def wants_graph(*tensors: Tensor | None) -> bool:
     """Whether autograd follows what is computed from these tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def as_operator(name: str) -> Any:

@@ -122,12 +122,14 @@ static inline void end_row(half* row, const real* __restrict computed, int n, bo
     }
 }
 
+enum Use { READ, WRITE };
+
 // Into the second-level cache: the first is full of what is being worked on.
-template <typename element>
+template <Use USE = READ, typename element>
 static inline void prefetch_row(const element* row, int n)
 {
     const char* bytes = reinterpret_cast<const char*>(row);
-    for (std::size_t i = 0; i < n * sizeof(element); i += 64) __builtin_prefetch(bytes + i, 0, 2);
+    for (std::size_t i = 0; i < n * sizeof(element); i += 64) __builtin_prefetch(bytes + i, USE, 2);
 }
 
 }  // namespace snn_fr

@@ -11,7 +11,7 @@ struct Arguments {
     index steps, neurons;
     double v_reset, alpha;
     int charge, reset, period, integrate, inclusive, attached, kind, threads;  // threads: of the CPU
-    int decay_stride, threshold_stride, magnitude_stride;  // 0: one value for all neurons
+    index decay_values, threshold_values, magnitude_values;  // how many there are: neuron i has number i % values
     const io* x;
     const real *v0, *decay, *threshold, *magnitude;
     const int* refractory0;

@@ -1,5 +1,7 @@
 """What the compiled providers of ``ops.lif`` share: arguments of their kernels, and the tensors around them.
 
+A kernel that ``repeats`` (the CPU's) takes a parameter per channel as it is, and sums its gradient.
+
 Forward keeps the state every 32 steps; backward replays each chunk of 32 from there, so that neither the
 membrane nor the gate is stored.
 """
@@ -7,6 +9,7 @@ membrane nor the gate is stored.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 
 import torch
@@ -39,9 +42,9 @@ class Arguments(ctypes.Structure):
             (name, ctypes.c_int)
             for name in (
                 *("charge", "reset", "period", "integrate", "inclusive", "attached", "kind", "threads"),
-                *("decay_stride", "threshold_stride", "magnitude_stride"),
             )
         ),
+        *((name, ctypes.c_int64) for name in ("decay_values", "threshold_values", "magnitude_values")),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -68,8 +71,34 @@ def saved_shapes(
     return charged, is_open, checkpoints
 
 
+@functools.lru_cache
+def _arguments(mode: Mode) -> Arguments:
+    """The arguments that ``mode`` decides."""
+    return Arguments(
+        v_reset=mode.v_reset,
+        alpha=mode.alpha,
+        charge=_CHARGES[mode.charge],
+        reset=_RESETS[mode.reset, mode.reset_delay and mode.reset != "none"],
+        period=mode.period,
+        integrate=not mode.ignore,
+        inclusive=mode.inclusive,
+        attached=not mode.detach_reset,
+        kind=_KINDS[mode.kind],
+    )
+
+
+def _values(parameter: Tensor, shape: torch.Size, repeats: bool) -> Tensor:
+    """A parameter as its kernel takes it: one value, one a neuron, or, if that ``repeats`` them, those of the
+    last dimensions, which begin anew where they end.
+    """
+    if parameter.numel() == 1 or (repeats and parameter.shape == shape[len(shape) - parameter.dim() :]):
+        return parameter
+    return parameter.expand(shape)
+
+
 def forward(
     run: Run,
+    repeats: bool,
     x: Tensor,
     v0: Tensor,
     refractory0: Tensor,
@@ -91,19 +120,17 @@ def forward(
         outputs["is_open"] = _native.empty(x, torch.bool)
     if save:
         outputs["checkpoints"] = v0.new_empty(saved_shapes(x.shape, mode, want_charged, save)[2])
-    _call(
-        run,
-        "forward",
-        mode,
-        {"x": x, "v0": v0, "refractory0": refractory0},
-        {"decay": decay, "threshold": threshold, "magnitude": magnitude},
-        outputs,
-    )
+    inputs = {"x": x, "v0": v0, "refractory0": refractory0}
+    parameters = {"decay": decay, "threshold": threshold, "magnitude": magnitude}
+    for name, parameter in parameters.items():
+        inputs[name] = _values(parameter, v0.shape, repeats)
+    _call(run, "forward", mode, inputs, outputs)
     return tuple(map(outputs.get, _OUTPUTS))
 
 
 def backward(
     run: Run,
+    repeats: bool,
     grad_spikes: Tensor | None,
     grad_membrane: Tensor | None,
     grad_charged: Tensor | None,
@@ -124,57 +151,38 @@ def backward(
     need_magnitude: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, v0, decay, threshold and magnitude (``None`` where not needed)."""
-    parameters = {"decay": decay, "threshold": threshold, "magnitude": magnitude}
-    needed = {"decay": need_decay, "threshold": need_threshold, "magnitude": need_magnitude}
+    inputs = _native.given(
+        x=x,
+        v0=v0,
+        refractory0=refractory0,
+        checkpoints=checkpoints,
+        grad_spikes=grad_spikes,
+        grad_membrane=grad_membrane,
+        grad_charged=grad_charged,
+        grad_v=grad_v,
+    )
     outputs = {"grad_x": _native.empty(x), "grad_v0": _native.empty(v0)}
-    per_neuron = {name: _native.empty(v0) for name in parameters if needed[name]}
-    _call(
-        run,
-        "backward",
-        mode,
-        _native.given(
-            x=x,
-            v0=v0,
-            refractory0=refractory0,
-            checkpoints=checkpoints,
-            grad_spikes=grad_spikes,
-            grad_membrane=grad_membrane,
-            grad_charged=grad_charged,
-            grad_v=grad_v,
-        ),
-        parameters,
-        outputs | {f"grad_{name}": grad for name, grad in per_neuron.items()},
+    parameters = (
+        ("decay", decay, need_decay),
+        ("threshold", threshold, need_threshold),
+        ("magnitude", magnitude, need_magnitude),
     )
-    gradients = [
-        _native.sum_to(per_neuron[name], p.shape).to(p.dtype) if needed[name] else None
-        for name, p in parameters.items()
-    ]
-    return outputs["grad_x"], outputs["grad_v0"], gradients[0], gradients[1], gradients[2]
+    for name, parameter, needed in parameters:
+        inputs[name] = values = _values(parameter, v0.shape, repeats)
+        if needed:
+            outputs[f"grad_{name}"] = _native.empty(values if repeats else v0)
+    _call(run, "backward", mode, inputs, outputs)
+    grad_decay, grad_threshold, grad_magnitude = (
+        _native.sum_to(outputs[f"grad_{name}"], parameter.shape).to(parameter.dtype) if needed else None
+        for name, parameter, needed in parameters
+    )
+    return outputs["grad_x"], outputs["grad_v0"], grad_decay, grad_threshold, grad_magnitude
 
 
-def _call(
-    run: Run,
-    name: str,
-    mode: Mode,
-    inputs: dict[str, Tensor],
-    parameters: dict[str, Tensor],
-    outputs: dict[str, Tensor],
-) -> None:
-    x, v0 = inputs["x"], inputs["v0"]
-    arguments = Arguments(
-        steps=x.shape[0],
-        neurons=v0.numel(),
-        v_reset=mode.v_reset,
-        alpha=mode.alpha,
-        charge=_CHARGES[mode.charge],
-        reset=_RESETS[mode.reset, mode.reset_delay and mode.reset != "none"],
-        period=mode.period,
-        integrate=not mode.ignore,
-        inclusive=mode.inclusive,
-        attached=not mode.detach_reset,
-        kind=_KINDS[mode.kind],
-    )
-    for field, parameter in parameters.items():
-        inputs[field], stride = _native.per_neuron(parameter, v0.shape)
-        setattr(arguments, f"{field}_stride", stride)
+def _call(run: Run, name: str, mode: Mode, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+    arguments = Arguments.from_buffer_copy(_arguments(mode))
+    arguments.steps, arguments.neurons = inputs["x"].shape[0], inputs["v0"].numel()
+    arguments.decay_values = inputs["decay"].numel()
+    arguments.threshold_values = inputs["threshold"].numel()
+    arguments.magnitude_values = inputs["magnitude"].numel()
     run(name, arguments, inputs, outputs)

@@ -5,8 +5,10 @@ Every neuron is computed by one thread in one order: results do not depend on th
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +26,15 @@ _SOURCE = Path(__file__).with_name("kernel.cpp")
 
 def _run(name: str, arguments: Arguments, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
     arguments.threads = torch.get_num_threads()
-    library = _compile.load(_SOURCE, inputs["x"].dtype, f"-DSNN_FR_CHARGE={arguments.charge}")
-    _native.call(getattr(library, f"snn_fr_lif_{name}"), arguments, inputs, outputs)
+    _native.call(_kernel(name, inputs["x"].dtype, arguments.charge), arguments, inputs, outputs)
 
 
-forward = partial(compiled.forward, _run)
-backward = partial(compiled.backward, _run)
+@cache
+def _kernel(name: str, dtype: torch.dtype, charge: int) -> Callable[..., Any]:
+    library = _compile.load(_SOURCE, dtype, f"-DSNN_FR_CHARGE={charge}")
+    kernel: Callable[..., Any] = getattr(library, f"snn_fr_lif_{name}")
+    return kernel
+
+
+forward = partial(compiled.forward, _run, True)
+backward = partial(compiled.backward, _run, True)

@@ -78,5 +78,5 @@ def flags(charge: int, reset: int, lanes: int) -> tuple[str, ...]:
     )
 
 
-forward = partial(compiled.forward, _run)
-backward = partial(compiled.backward, _run)
+forward = partial(compiled.forward, _run, False)
+backward = partial(compiled.backward, _run, False)

@@ -8,6 +8,9 @@
 #include "arguments.h"
 #include "step.h"
 
+#include <algorithm>
+#include <memory>
+
 namespace snn_fr {
 namespace {
 
@@ -280,18 +283,24 @@ inline const real* enter_row(const element* row, real* buffer, int n)
 
 index whole_strips(index n) { return (n + STRIP - 1) / STRIP * STRIP; }
 
-void load_row(real* row, int n, const real* values, int stride, index first)
+// What n neurons from `first` on have, of `many` values that repeat.
+void load_row(real* row, int n, const real* values, index many, index first)
 {
-    for (int i = 0; i < n; ++i) row[i] = stride ? values[first + i] : values[0];
+    if (many == 1) std::fill_n(row, n, *values);
+    for (index i = many == 1 ? n : 0, at = first % many; i < n; at = 0) {
+        const index rest = n - i, run = many - at < rest ? many - at : rest;
+        std::memcpy(row + i, values + at, run * sizeof(real));
+        i += run;
+    }
     for (int i = n; i < whole_strips(n); ++i) row[i] = 1;
 }
 
 void load_columns(const Arguments& a, index first, int n, Columns& c)
 {
-    load_row(c.decay, n, a.decay, a.decay_stride, first);
-    load_row(c.threshold, n, a.threshold, a.threshold_stride, first);
-    load_row(c.magnitude, n, a.magnitude, a.magnitude_stride, first);
-    load_row(c.v, n, a.v0, 1, first);
+    load_row(c.decay, n, a.decay, a.decay_values, first);
+    load_row(c.threshold, n, a.threshold, a.threshold_values, first);
+    load_row(c.magnitude, n, a.magnitude, a.magnitude_values, first);
+    load_row(c.v, n, a.v0, a.neurons, first);
     std::memcpy(c.left, a.refractory0 + first, n * sizeof(int));
 }
 
@@ -466,7 +475,9 @@ inline void backward_strip(const Tile& tile, index start, int count, int at, int
             given[i] = enter_row(a.grad_spikes + row, s.in[i], width);
             x[i] = needs_x ? enter_row(a.x + row, s.x[i], width) : s.zero;
             grad[i] = begin_row(a.grad_x + row, s.out[i], tile.stream || width < STRIP);
-            prefetch_row(a.grad_spikes + row + (k >= AHEAD ? -ahead : next ? next - ahead + rows : 0), width);
+            const index later = row + (k >= AHEAD ? -ahead : next ? next - ahead + rows : 0);
+            prefetch_row(a.grad_spikes + later, width);
+            if (!tile.stream) prefetch_row<WRITE>(a.grad_x + later, width);
         }
         const auto retreat = scope == INPUT ? tile.strips.retreat : tile.strips.learn;
         retreat(tile.rules, c, at, s.v[k], s.left[k], s.h[k], s.spikes[k], s.slope[k], x, given, c.carry + at,
@@ -540,6 +551,36 @@ void run(void (*pass)(const Tile&, int), const Arguments& a)
     }
 }
 
+// The gradient of a parameter, of which the tiles write a number for every neuron. Where neurons share values,
+// they write it aside, and what belongs to one value is summed in double, in the order of the neurons.
+class Gradient {
+public:
+    Gradient(real*& row, index values, index neurons) : sums(row), values(values), neurons(neurons)
+    {
+        if (!row || values == neurons) return;
+        aside.reset(new real[neurons]);
+        row = aside.get();
+    }
+
+    void sum() const
+    {
+        constexpr index WIDTH = 128;
+        if (!aside) return;
+        for (index first = 0; first < values; first += WIDTH) {
+            const index width = values - first < WIDTH ? values - first : WIDTH;
+            double total[WIDTH] = {};
+            for (index at = first; at < neurons; at += values)
+                for (index i = 0; i < width; ++i) total[i] += aside[at + i];
+            for (index i = 0; i < width; ++i) sums[first + i] = real(total[i]);
+        }
+    }
+
+private:
+    real* sums;
+    index values, neurons;
+    std::unique_ptr<real[]> aside;
+};
+
 }  // namespace
 
 extern "C" void snn_fr_lif_forward(const Arguments* a)
@@ -552,10 +593,17 @@ extern "C" void snn_fr_lif_forward(const Arguments* a)
     run(forward_tile, *a);
 }
 
-extern "C" void snn_fr_lif_backward(const Arguments* a)
+extern "C" void snn_fr_lif_backward(const Arguments* given)
 {
-    expect_writes(a->grad_x, a->steps * a->neurons * sizeof(io));
-    run(backward_tile, *a);
+    Arguments a = *given;
+    const Gradient decay(a.grad_decay, a.decay_values, a.neurons);
+    const Gradient threshold(a.grad_threshold, a.threshold_values, a.neurons);
+    const Gradient magnitude(a.grad_magnitude, a.magnitude_values, a.neurons);
+    expect_writes(a.grad_x, a.steps * a.neurons * sizeof(io));
+    run(backward_tile, a);
+    decay.sum();
+    threshold.sum();
+    magnitude.sum();
 }
 
 }  // namespace snn_fr

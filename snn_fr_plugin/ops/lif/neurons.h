@@ -22,10 +22,14 @@ SNN_FR_INLINE Rules<real> rules_of(const Arguments& a)
             real(a.v_reset)};
 }
 
+// Here all neurons have one value, or each has its own.
+SNN_FR_INLINE real value_of(const real* parameter, index values, index i) { return parameter[values == 1 ? 0 : i]; }
+
 SNN_FR_INLINE Neuron<real> neuron(const Arguments& a, const Rules<real>& rules, index i)
 {
-    const real decay = a.decay[i * a.decay_stride], threshold = a.threshold[i * a.threshold_stride];
-    return {decay, 1 / decay, threshold, a.magnitude[i * a.magnitude_stride], spared(threshold, rules)};
+    const real decay = value_of(a.decay, a.decay_values, i);
+    const real threshold = value_of(a.threshold, a.threshold_values, i);
+    return {decay, 1 / decay, threshold, value_of(a.magnitude, a.magnitude_values, i), spared(threshold, rules)};
 }
 
 // N rows; those from `rows` on are zeros.
