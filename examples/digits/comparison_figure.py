@@ -29,8 +29,12 @@ MEANINGS = {
 ACCURACIES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 ENERGIES = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10)
 ONE = 1 / SPLIT_SIZES[2]  # a test digit: the scale ends half of it from 0 and 1
-DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
-DISTANCES = (9, 16, 24, 34, 46, 60)  # of a label from its point, in points
+DIRECTIONS = (
+    *((1, 0), (-1, 0), (0, 1), (0, -1)),
+    *((0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7)),
+    *((0.3, 0.9), (0.3, -0.9), (-0.3, 0.9), (-0.3, -0.9)),
+)
+DISTANCES = (9, 16, 24, 34, 46, 60, 80, 105)  # of a label from its point, in points
 
 
 def draw(path: Path, title: str, summaries: Sequence[Summary]) -> None:
@@ -97,17 +101,17 @@ def _legend() -> list[Line2D]:
 def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
     """Write each title at the nearest free place, nearer to its own point than to others.
 
-    No leader crosses a title.
+    No leader crosses a title or another point.
     """
     figure: Any = axes.figure
     pixels = figure.dpi / 72
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken, titles = [], []
+    marks = [Bbox.from_bounds(*(at - 7 * pixels), 14 * pixels, 14 * pixels) for at in centres]
+    taken, titles = list(marks), []
     for (_, _, summary), at in zip(points, centres, strict=True):
         ends = [axes.transData.transform((0, _clipped(f(summary.accuracies))))[1] for f in (min, max)]
-        taken.append(Bbox.from_bounds(*(at - 7 * pixels), 14 * pixels, 14 * pixels))
         taken.append(Bbox.from_extents(at[0] - 2, ends[0], at[0] + 2, ends[1]))
-    for (x, y, summary), at in zip(points, centres, strict=True):
+    for (x, y, summary), at, own in zip(points, centres, marks, strict=True):
         colour = _style(summary)["color"]
         text = axes.annotate(
             summary.title,
@@ -122,14 +126,16 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkB": 6},
         )
         width, height = text.get_window_extent().size
-        for distance, (right, up) in itertools.product(DISTANCES, DIRECTIONS):
+        # where no place is nearer to its own point, any free one serves
+        for strict, distance, (right, up) in itertools.product((True, False), DISTANCES, DIRECTIONS):
             dx = right * distance * pixels + _sign(right) * width / 2
             dy = up * distance * pixels + _sign(up) * height / 2
             box = Bbox.from_bounds(at[0] + dx - width / 2, at[1] + dy - height / 2, width, height)
             inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0
-            nearest = _distance(box, at) <= min(_distance(box, other) for other in centres)
+            nearest = not strict or _distance(box, at) <= min(_distance(box, other) for other in centres)
             leader = _leader(box, at)
-            crossed = any(step.count_overlaps(titles) for step in leader)
+            others = [mark for mark in marks if not mark.shrunk(0.8, 0.8).overlaps(own.shrunk(0.8, 0.8))]
+            crossed = any(step.count_overlaps([*titles, *others]) for step in leader)
             if inside and nearest and not crossed and not box.count_overlaps(taken):
                 break
         titles.append(box)
