@@ -126,6 +126,8 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkB": 6},
         )
         width, height = text.get_window_extent().size
+        others = [mark for mark in marks if not mark.shrunk(0.8, 0.8).overlaps(own.shrunk(0.8, 0.8))]
+        avoided = [*titles, *others]
         # where no place is nearer to its own point, any free one serves
         for strict, distance, (right, up) in itertools.product((True, False), DISTANCES, DIRECTIONS):
             dx = right * distance * pixels + _sign(right) * width / 2
@@ -134,8 +136,7 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, Summary]]) -> None:
             inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0
             nearest = not strict or _distance(box, at) <= min(_distance(box, other) for other in centres)
             leader = _leader(box, at)
-            others = [mark for mark in marks if not mark.shrunk(0.8, 0.8).overlaps(own.shrunk(0.8, 0.8))]
-            crossed = any(step.count_overlaps([*titles, *others]) for step in leader)
+            crossed = any(step.count_overlaps(avoided) for step in leader)
             if inside and nearest and not crossed and not box.count_overlaps(taken):
                 break
         titles.append(box)

@@ -55,7 +55,11 @@ class Start(NamedTuple):
     states: dict[str, Tensor]  # by name, each of the shape of one step; empty at rest
     refractory: Tensor | None  # int32 steps left, None at rest and for R = 0
     dtype: torch.dtype  # of the computation: float32 or float64
-    at_rest: bool  # a sequence that begins with zeros, which nobody has made yet
+
+    @property
+    def at_rest(self) -> bool:
+        """A sequence that begins with zeros, which nobody has made yet."""
+        return not self.states
 
 
 class Result(NamedTuple):
@@ -270,8 +274,8 @@ class RefractoryMixin(snn.SpikingNeuron):
         elementwise = [*kept.values(), *(getattr(self, name) for name in self._constants)]
         if any(t.dtype == torch.float64 and t.dim() > 0 for t in elementwise):
             dtype = torch.float64
-        start = Start(kept, None, dtype, at_rest=self.multistep and not kept)
-        return start if start.at_rest else self._filled(start, shape, input_)
+        start = Start(kept, None, dtype)
+        return start if self.multistep and start.at_rest else self._filled(start, shape, input_)
 
     def _filled(self, start: Start, shape: torch.Size, input_: Tensor) -> Start:
         """``start`` with every state, zeros for those that it lacks, and the counter."""
@@ -287,7 +291,7 @@ class RefractoryMixin(snn.SpikingNeuron):
             refractory = self._counter_of(start.states["mem"]) if "mem" in start.states else None
             if refractory is None:
                 refractory = torch.zeros(shape, dtype=torch.int32, device=input_.device)
-        return Start(states, refractory, start.dtype, at_rest=False)
+        return Start(states, refractory, start.dtype)
 
     def _advance(self, input_: Tensor, start: Start) -> tuple[Tensor, Tensor | None]:
         """One step by the parent's forward: spikes and counter; the new states are on the module."""

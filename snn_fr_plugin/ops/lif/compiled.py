@@ -91,9 +91,9 @@ def _values(parameter: Tensor, shape: torch.Size, repeats: bool) -> Tensor:
     """A parameter as its kernel takes it: one value, one a neuron, or, if that ``repeats`` them, those of the
     last dimensions, which begin anew where they end.
     """
-    if parameter.numel() == 1 or (repeats and parameter.shape == shape[len(shape) - parameter.dim() :]):
+    if repeats and parameter.shape == shape[len(shape) - parameter.dim() :]:
         return parameter
-    return parameter.expand(shape)
+    return _native.per_neuron(parameter, shape)[0]
 
 
 def forward(
